@@ -1,0 +1,94 @@
+"""From encoded tensors to the bytes of the files: units, directories, shards.  Encoder only."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import log10
+
+from .coder import chain_digests, checksum
+from .container import FILE_NAME, OWN_ENTRY, build_file
+from .encoder import EncodedTensor
+from .entropy.explicit import ModelBank
+from .unit import Directory, Unit
+
+BUNDLE = 1 << 16  # small tensors are bundled into units of at most this many bytes
+
+
+@dataclass(frozen=True, eq=False)
+class FileParts:
+    """One file: its directory and the bytes of its units."""
+
+    directory: Directory
+    units: tuple[bytes, ...]
+
+    def chunks(self) -> Iterator[bytes]:
+        return build_file(self.directory, self.units)
+
+    @cached_property
+    def size(self) -> int:
+        return sum(map(len, self.chunks()))
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """All files of a compressed checkpoint, and the tensors they were made from."""
+
+    files: tuple[FileParts, ...]
+    encoded: tuple[EncodedTensor, ...]
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def names(self) -> list[str]:
+        """File names inside a folder."""
+        stem, _, suffix = FILE_NAME.partition(".")
+        count = len(self.files)
+        return [FILE_NAME] if count == 1 else [f"{stem}-{n:05d}-of-{count:05d}.{suffix}" for n in range(1, count + 1)]
+
+    def snr(self, names: set[str]) -> float:
+        """Signal to noise ratio over the named tensors in dB."""
+        chosen = [e for e in self.encoded if e.record.name in names]
+        error, energy = sum(e.error for e in chosen), sum(e.energy for e in chosen)
+        return 10 * log10(energy / error) if error > 0 else float("inf")
+
+
+def assemble_files(encoded: Sequence[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str, limit: int | None) -> Assembly:
+    """Lay out the tensors in files of at most `limit` bytes of units (one tensor may be more); `targets`: name of an alias -> name it stands for.
+
+    An alias goes to the file of its target, so that every file is complete in itself.
+    """
+    shard_of: dict[str, int] = {}
+    sizes = [0]
+    for e in encoded:
+        if e.record.name in targets:
+            continue
+        if limit and sizes[-1] and sizes[-1] + len(e.data) > limit:
+            sizes.append(0)
+        sizes[-1] += len(e.data)
+        shard_of[e.record.name] = len(sizes) - 1
+    shards: list[list[EncodedTensor]] = [[] for _ in sizes]
+    for e in encoded:
+        shards[shard_of[targets.get(e.record.name, e.record.name)]].append(e)
+    return Assembly(tuple(_build_parts(shard, targets, bank, origin) for shard in shards), tuple(encoded))
+
+
+def _build_parts(members: list[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str) -> FileParts:
+    index = {e.record.name: number for number, e in enumerate(members)}
+    records = tuple(replace(e.record, target=index[targets[e.record.name]]) if e.record.name in targets else e.record for e in members)
+    groups: list[tuple[bool, list[EncodedTensor]]] = []
+    size = 0
+    for e in members:
+        if e.record.kind == "plain" or len(e.data) >= OWN_ENTRY:
+            groups.append((True, [e]))
+        elif groups and not groups[-1][0] and size + len(e.data) <= BUNDLE:
+            groups[-1][1].append(e)
+            size += len(e.data)
+        else:
+            groups.append((False, [e]))
+            size = len(e.data)
+    data = tuple(b"".join(e.data for e in group) for _, group in groups)
+    units = tuple(Unit(len(group), own, checksum(part), chain_digests([d for e in group for d in e.digests])) for (own, group), part in zip(groups, data))
+    return FileParts(Directory(bank, origin, records, units), data)

@@ -1,0 +1,253 @@
+"""Compress a checkpoint: plan every tensor, meet the target, write, verify by decoding.  The output appears whole or not at all."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import log2, log10
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .assembly import Assembly, assemble_files
+from .allocate import choose_labelling, find_factor, fit_bank, try_step, unreachable, vector_step
+from .checkpoint import Checkpoint, atomic_output, check_destination, open_checkpoint
+from .config import Config, make_config
+from .container import FILE_NAME, INDEX_NAME
+from .encoder import EncodedTensor, encode_coded, encode_exact, encode_logarithmic, encode_plain, tensor_bytes
+from .entropy.explicit import ModelBank
+from .errors import Corruption, InvalidArgument
+from .coder import checksum
+from .plan import Plan, plan_tensors
+from .rdo import Search
+from .restoration import open_compressed
+from .unit import Record
+
+Progress = Callable[[int, int, str], None]
+ROUNDS = 6  # full encodings at most to meet a target
+CLOSE = 0.992  # aim at this part of the size that is asked for, take anything from ENOUGH on
+ENOUGH = 0.985
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written.  parameters: elements of the untied float tensors; snr: of the coded tensors with more than one long axis, in dB; kept: names of tensors stored
+    without loss because they hold NaN or Inf; left_out: entries of the source that are not carried along."""
+
+    files: tuple[Path, ...]
+    file_bytes: int
+    original_bytes: int
+    parameters: int
+    tensors: int
+    snr: float
+    factor: float
+    kept: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all files per parameter."""
+        return 8 * self.file_bytes / max(1, self.parameters)
+
+
+def compress(source: str | os.PathLike | nn.Module | Mapping[str, torch.Tensor], destination: str | os.PathLike, *, config: str | os.PathLike | Config | None = None,
+             rules: tuple = (), weights_key: str | None = None, threads: int | None = None, overwrite: bool = False,
+             progress: Progress | None = None, **options) -> Summary:
+    """Compress a checkpoint to `destination`: one file if that ends in .safetensors, else a folder with the side files.
+
+    source: Hugging Face folder, .safetensors, torch file, module or mapping.  options: one of bits, size, snr, step; effort, states, labelling, lagrangian, shard_bytes (see
+    Config).  threads: default all cores; the bytes do not depend on it.  progress: called with (done, total, what).
+
+    Raises InvalidArgument, Unsupported, Corruption or InsufficientData; nothing is left behind then.
+    """
+    asked = config if isinstance(config, Config) and not options and not rules else make_config(config, tuple(rules), **options)
+    threads = check_threads(threads)
+    destination = Path(destination)
+    folder = destination.suffix != ".safetensors"
+    if folder and destination.suffix in (".pt", ".pth", ".bin", ".th", ".nnc"):
+        raise InvalidArgument(f"{destination}: a compressed checkpoint is a .safetensors file or a folder: choose such a name")
+    path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    check_destination(path, destination, overwrite)
+    with open_checkpoint(source, weights_key) as checkpoint, _pool(threads) as pool:
+        plans = plan_tensors(checkpoint, asked, progress)
+        assembly, factor = _meet_target(checkpoint, plans, asked, pool, progress, folder)
+        with atomic_output(destination, folder=folder, overwrite=overwrite) as temporary:
+            written = _write(assembly, temporary, folder)
+            if folder:
+                _carry(checkpoint, temporary, written)
+            _verify(temporary, assembly.encoded, pool)
+        return Summary(tuple(destination / file.name for file in written) if folder else (destination,), assembly.size, checkpoint.nbytes,
+                       sum(plan.weights for plan in plans), len(plans), assembly.snr(_coded_names(plans)), factor,
+                       tuple(plan.name for plan in plans if plan.nonfinite), checkpoint.left_out)
+
+
+def check_threads(threads: int | None) -> int:
+    if threads is None:
+        return min(os.cpu_count() or 1, 16)
+    if not isinstance(threads, int) or threads < 1:
+        raise InvalidArgument(f"threads = {threads!r}: must be a whole number of at least 1")
+    return threads
+
+
+def _pool(threads: int):
+    return ThreadPoolExecutor(threads) if threads > 1 else nullcontext()
+
+
+def _meet_target(checkpoint: Checkpoint, plans: list[Plan], asked: Config, pool: Executor | None, progress: Progress | None, folder: bool) -> tuple[Assembly, float]:
+    """Encode with the common factor of all steps that meets the target; several times if need be."""
+    kind, wanted = asked.target
+    effort = asked.chosen_effort
+    search = Search(effort.states, 0, effort.lagrangian, effort.passes)
+    fast = Search(effort.states if effort.states < 16 else 8, 0, effort.lagrangian, 1)
+    fixed = {}
+    coded = [plan for plan in plans if plan.treatment == "coded"]
+    parameters = sum(plan.weights for plan in plans)
+
+    def encode(factor: float) -> Assembly:
+        return _encode_all(checkpoint, plans, asked, search, factor, fixed, pool, progress, folder)
+
+    if kind == "step" or not coded:
+        if not coded and kind in ("size", "bits"):
+            assembly = encode(1.0)
+            goal = wanted if kind == "size" else wanted * parameters / 8
+            if assembly.size > goal:
+                raise unreachable(kind, wanted, assembly.size)
+            return assembly, 1.0
+        return encode(wanted if kind == "step" else 1.0), wanted if kind == "step" else 1.0
+
+    weights = sum(plan.weights for plan in coded)
+    start = 2.0 ** (sum(plan.weights * log2(plan.sample.rms / plan.sample.relative) for plan in coded) / weights) / 4
+    if kind == "snr":
+        energy = sum(plan.sample.rms**2 * plan.weights for plan in coded)
+
+        def quality(factor: float) -> float:
+            return 10 * log10(energy / max(1e-300, sum(try_step(p.sample, factor * p.sample.relative, fast).error for p in coded)))
+
+        factor = find_factor(quality, wanted, start, -6.02)
+        for _ in range(ROUNDS):
+            assembly = encode(factor)
+            reached = assembly.snr(_coded_names(plans))
+            if abs(reached - wanted) < 0.02:
+                break
+            factor *= 10 ** ((reached - wanted) / 20)
+        return assembly, factor
+
+    goal = wanted if kind == "size" else wanted * parameters / 8
+    overhead = 300 + 20 * len(plans) + sum(plan.weights * 1.1 for plan in plans if plan.treatment == "vector") + sum(
+        plan.nbytes * 0.9 for plan in plans if plan.treatment in ("exact", "plain"))
+
+    def size(factor: float) -> float:
+        return overhead + sum(try_step(p.sample, factor * p.sample.relative, fast).bits for p in coded) / 8
+
+    slope = -weights / 8
+    factor = find_factor(size, max(goal * CLOSE, overhead + 0.01 * weights), start, slope)
+    best: tuple[Assembly, float] | None = None
+    low, high = 0.0, float("inf")  # factors known to be too fine and coarse enough
+    for _ in range(ROUNDS):
+        assembly = encode(factor)
+        if assembly.size <= goal and (best is None or assembly.size > best[0].size):
+            best = (assembly, factor)
+        if ENOUGH * goal <= assembly.size <= goal:
+            break
+        if assembly.size > goal:
+            low = max(low, factor)
+        else:
+            high = min(high, factor)
+        new = factor * 2.0 ** max(-3.0, min(3.0, (goal * CLOSE - assembly.size) / slope))
+        factor = new if low < new < high else (low * high) ** 0.5 if low and high < float("inf") else new
+    if best is None:
+        raise unreachable(kind, wanted, assembly.size)
+    return best
+
+
+def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search: Search, factor: float, fixed: dict[str, EncodedTensor], pool: Executor | None,
+                progress: Progress | None, folder: bool) -> Assembly:
+    """Encode every tensor with steps `factor` times the relative ones (all equal for the target "step"); `fixed` keeps what does not depend on it."""
+    coded = [plan for plan in plans if plan.treatment == "coded"]
+    equal = asked.target[0] == "step"
+    steps = {plan.name: factor * (plan.factor if equal else plan.sample.relative) for plan in coded}
+    labels = {"plain": 0, "sign-symmetric": 1}
+    chosen = {plan.name: Search(search.states, choose_labelling(plan.sample, steps[plan.name], search) if asked.labelling == "auto" or search.states == 1
+                                else labels[asked.labelling], search.lagrangian, search.passes) for plan in coded}
+    bank = fit_bank([(try_step(plan.sample, steps[plan.name], chosen[plan.name]), plan.sample) for plan in coded if search.states == 1 or chosen[plan.name].labelling == 0])
+    weights = sum(plan.weights for plan in coded) or 1
+    typical = sum(plan.weights * steps[plan.name] / plan.sample.rms for plan in coded) / weights or 1.0
+    total = sum(plan.nbytes for plan in plans)
+    done = 0
+    encoded = []
+    for plan in plans:
+        if progress:
+            progress(done, total, f"compress {plan.name}")
+        if plan.treatment == "coded":
+            result = encode_coded(plan.name, checkpoint.read(plan.name), steps[plan.name], chosen[plan.name], bank, pool)
+            encoded.append(result if _fits(result) else encode_exact(plan.name, checkpoint.read(plan.name)))
+        elif plan.treatment == "vector":
+            encoded.append(_encode_vector(checkpoint, plan, typical, search))
+        elif plan.treatment == "alias":
+            spec = plan.spec
+            encoded.append(EncodedTensor(Record(plan.name, spec.dtype, spec.shape, "alias", tied=plan.tied), b"", (), 0))
+        else:
+            if plan.name not in fixed:
+                fixed[plan.name] = (encode_plain if plan.treatment == "plain" else encode_exact)(plan.name, checkpoint.read(plan.name))
+            encoded.append(fixed[plan.name])
+        done += plan.nbytes
+    if progress:
+        progress(total, total, "compress")
+    return assemble_files(encoded, {plan.name: plan.target for plan in plans if plan.treatment == "alias"}, bank, checkpoint.origin.to_json(),
+                          asked.shard_bytes if folder else None)
+
+
+def _encode_vector(checkpoint: Checkpoint, plan: Plan, typical: float, search: Search) -> EncodedTensor:
+    tensor = checkpoint.read(plan.name)
+    if plan.factor == 1 and (result := encode_logarithmic(plan.name, tensor, ModelBank())):
+        return result
+    return encode_coded(plan.name, tensor, plan.factor * vector_step(plan.rms, typical), Search(search.states, 0, search.lagrangian, search.passes), ModelBank())
+
+
+def _coded_names(plans: list[Plan]) -> set[str]:
+    return {plan.name for plan in plans if plan.treatment == "coded"}
+
+
+def _fits(encoded: EncodedTensor) -> bool:
+    """Whether readers accept so few bytes for so many weights."""
+    return encoded.record.within_expansion
+
+
+def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:
+    if folder:
+        temporary.mkdir(exist_ok=True)
+    names = assembly.names() if folder else [temporary.name]
+    paths = [temporary / name if folder else temporary for name in names]
+    for path, file in zip(paths, assembly.files):
+        with open(path, "wb") as out:
+            out.writelines(file.chunks())
+    if len(paths) > 1:
+        weight_map = {record.name: path.name for path, file in zip(paths, assembly.files) for record in file.directory.records}
+        index = temporary / INDEX_NAME
+        index.write_text(json.dumps({"metadata": {"total_size": assembly.size}, "weight_map": weight_map}, indent=1) + "\n")
+        paths.append(index)
+    return paths
+
+
+def _carry(checkpoint: Checkpoint, temporary: Path, written: list[Path]) -> None:
+    for name, path in checkpoint.side_files:
+        if any(Path(name) == Path(file.name) for file in written) or name in (FILE_NAME, INDEX_NAME):
+            continue
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, temporary / name)
+
+
+def _verify(path: Path, encoded: tuple[EncodedTensor, ...], pool: Executor | None) -> None:
+    """Decode what was written and compare every tensor with what the encoder meant to write."""
+    expected = {e.record.name: e.content for e in encoded if e.record.kind != "alias"}
+    with open_compressed(path, pool) as archive:
+        for name, tensor in archive.tensors():
+            if checksum(tensor_bytes(tensor)) != expected.pop(name, None):
+                raise Corruption(f"tensor {name!r} does not decode to what was encoded: not written; please report this")
+    if expected:
+        raise Corruption(f"tensor {next(iter(expected))!r} is missing from what was written: please report this")

@@ -1,0 +1,145 @@
+"""What a user asks for: target, effort, rules per tensor; from keyword arguments or a TOML file into frozen dataclasses."""
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from math import isfinite
+
+from .errors import InvalidArgument
+from .quantize.trellis import LABELLINGS, STATES
+
+TARGETS = ("bits", "size", "snr", "step")
+ACTIONS = ("exact", "skip", "finer", "coarser")
+DEFAULT_BITS = 4.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """states of the trellis; lagrangian: step^2 per bit in the search; passes: searches with re-fitted tables."""
+
+    states: int
+    lagrangian: float
+    passes: int
+
+
+# The Lagrangian is 2 ln 2 times the distortion that the quantizer reaches, in step^2: it barely depends on the rate above one bit.
+EFFORTS = {"fast": Effort(1, 0.14, 1), "default": Effort(8, 0.38, 1), "high": Effort(64, 0.36, 2), "max": Effort(256, 0.35, 2)}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """For tensors whose name matches `match` (a glob): `exact` keeps the values without loss, `skip` leaves the tensor uncompressed in an entry of its own,
+    `finer` and `coarser` divide and multiply the step by `factor`."""
+
+    match: str
+    action: str
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.action not in ACTIONS:
+            raise InvalidArgument(f"rule {self.match!r}: action {self.action!r} must be one of {', '.join(ACTIONS)}")
+        if not (isinstance(self.factor, (int, float)) and isfinite(self.factor) and self.factor >= 1):
+            raise InvalidArgument(f"rule {self.match!r}: factor {self.factor!r} must be a number of at least 1")
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """`GLOB=ACTION` or `GLOB=finer:3`."""
+        match, found, action = text.rpartition("=")
+        action, _, factor = action.partition(":")
+        try:
+            return cls(match, action, float(factor) if factor else 2.0) if found and match else cls("", "")
+        except ValueError:
+            raise InvalidArgument(f"rule {text!r}: write GLOB=exact, GLOB=skip, GLOB=finer:2 or GLOB=coarser:2") from None
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole request.  Exactly one target: bits per parameter of the whole file, size in bytes, snr in dB over all coded weights, or one absolute step."""
+
+    bits: float | None = None
+    size: int | None = None
+    snr: float | None = None
+    step: float | None = None
+    effort: str = "default"
+    states: int | None = None
+    labelling: str = "auto"
+    lagrangian: float | None = None
+    shard_bytes: int = 5_000_000_000
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InvalidArgument(f"{' and '.join(given)} are different targets: give one")
+        for name in (*TARGETS, "lagrangian", "shard_bytes"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0):
+                raise InvalidArgument(f"{name} = {value!r}: must be a positive number")
+        if self.size is not None and self.size != int(self.size):
+            raise InvalidArgument(f"size = {self.size!r}: must be a whole number of bytes")
+        if self.effort not in EFFORTS:
+            raise InvalidArgument(f"effort {self.effort!r}: must be one of {', '.join(EFFORTS)}")
+        if self.states is not None:
+            STATES.id(self.states)
+        if self.labelling not in ("auto", *LABELLINGS.values()):
+            raise InvalidArgument(f"labelling {self.labelling!r}: must be auto, plain or sign-symmetric")
+
+    @property
+    def target(self) -> tuple[str, float]:
+        """Name and value of the target; 4 bits per parameter if none was given."""
+        for name in TARGETS:
+            if getattr(self, name) is not None:
+                return name, float(getattr(self, name))
+        return "bits", DEFAULT_BITS
+
+    @property
+    def chosen_effort(self) -> Effort:
+        """The effort with states and Lagrangian as asked for."""
+        effort = EFFORTS[self.effort]
+        if self.states is not None and self.states != effort.states:
+            effort = replace(effort, states=self.states, lagrangian=0.14 if self.states == 1 else 0.38 if self.states < 32 else 0.36)
+        return effort if self.lagrangian is None else replace(effort, lagrangian=self.lagrangian)
+
+    def rule_for(self, name: str) -> Rule | None:
+        """The last rule that matches a tensor name."""
+        return next((rule for rule in reversed(self.rules) if fnmatchcase(name, rule.match)), None)
+
+
+def make_config(path: str | os.PathLike | None = None, rules: tuple[Rule | str, ...] = (), **options) -> Config:
+    """A Config from a TOML file and keyword arguments, which win; `rules` are added after those of the file."""
+    asked = read_config(path) if path is not None else {}
+    given = {name: value for name, value in options.items() if value is not None}
+    unknown = sorted(given.keys() - _FIELDS)
+    if unknown:
+        raise InvalidArgument(f"option {unknown[0]!r} is unknown: use one of {', '.join(sorted(_FIELDS))}")
+    if any(name in given for name in TARGETS):
+        asked = {name: value for name, value in asked.items() if name not in TARGETS}
+    parsed = tuple(rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules)
+    return Config(**{**asked, **given, "rules": asked.get("rules", ()) + parsed})
+
+
+_FIELDS = {field.name for field in fields(Config)} - {"rules"}
+
+
+def read_config(path: str | os.PathLike) -> dict:
+    """Keyword arguments of Config in a TOML file: the fields by name and `[[rules]]` with match, action and factor."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as problem:
+        raise InvalidArgument(f"{path}: {problem.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise InvalidArgument(f"{path}: {problem}") from None
+    unknown = sorted(table.keys() - _FIELDS - {"rules"})
+    if unknown:
+        raise InvalidArgument(f"{path}: option {unknown[0]!r} is unknown: use one of {', '.join(sorted(_FIELDS))} or [[rules]]")
+    rules = table.pop("rules", [])
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise InvalidArgument(f"{path}: rules must be a list of tables, [[rules]]")
+    for rule in rules:
+        wrong = sorted(rule.keys() ^ {"match", "action"} - {"factor"} if rule.keys() - {"factor"} != {"match", "action"} else set())
+        if wrong:
+            raise InvalidArgument(f"{path}: a rule has match, action and perhaps factor, not {', '.join(wrong)}")
+    return {**table, "rules": tuple(Rule(**rule) for rule in rules)}

@@ -1,0 +1,250 @@
+"""The file: a valid `.safetensors` whose entry "nnc" holds the directory and the small units, while large units have entries of their own.
+
+Standard tools can list it; nothing is pickled.  Every number of the header is checked before anything is allocated.  A compressed checkpoint is one such
+file, a folder with `model.nnc.safetensors`, or a folder of shards with `model.nnc.safetensors.index.json`; each shard is complete in itself.
+"""
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import compress, decompressobj, error
+
+import torch
+
+from .coder import checksum
+from .errors import Corruption, InvalidArgument, Unsupported
+from .unit import Directory, Record, Unit
+
+VERSION = 1
+ENTRY = "nnc"
+FILE_NAME = "model.nnc.safetensors"
+INDEX_NAME = "model.nnc.safetensors.index.json"
+OWN_ENTRY = 1 << 14  # units of at least this many bytes get an entry of their own
+MAX_HEADER = 100_000_000
+MAX_DIRECTORY = 1 << 28
+_PREAMBLE = struct.Struct("<III")  # deflated length, raw length, CRC-32 of the deflated bytes
+_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+          "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+          "complex64": "C64"}
+
+
+def entry_dtype(dtype: torch.dtype) -> str | None:
+    """Name of a dtype in a safetensors header, None if it has none there."""
+    return _NAMES.get(str(dtype).removeprefix("torch."))
+
+
+def entry_key(name: str) -> str:
+    """Key of the own entry of a tensor."""
+    return name + "#" if name.startswith((ENTRY, "__metadata__")) else name
+
+
+def build_file(directory: Directory, units: list[bytes]) -> Iterator[bytes]:
+    """The bytes of a container in order: header, directory and small units, large units."""
+    raw = directory.write()
+    packed = compress(raw, 9)
+    preamble = _PREAMBLE.pack(len(packed), len(raw), checksum(packed))
+    small = [data for unit, data in zip(directory.units, units) if not unit.own]
+    header: dict[str, object] = {"__metadata__": {"nnc": str(VERSION)}}
+    offset = 0
+
+    def add(key: str, dtype: str, shape: list[int], length: int) -> None:
+        nonlocal offset
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + length]}
+        offset += length
+
+    first = len(preamble) + len(packed) + sum(map(len, small))
+    add(ENTRY, "U8", [first], first)
+    for record, unit, data in _first_records(directory, units):
+        if unit.own and record.kind == "plain":
+            add(entry_key(record.name), entry_dtype(record.dtype), list(record.shape), len(data))
+        elif unit.own:
+            add(entry_key(record.name), "U8", [len(data)], len(data))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    yield preamble
+    yield packed
+    yield from small
+    yield from (data for unit, data in zip(directory.units, units) if unit.own)
+
+
+def _first_records(directory: Directory, units: list[bytes]) -> Iterator[tuple[Record, Unit, bytes]]:
+    at = 0
+    for unit, data in zip(directory.units, units):
+        yield directory.records[at], unit, data
+        at += unit.count
+
+
+@dataclass(frozen=True)
+class Container:
+    """One open file: its directory and where each unit lies (absolute offset, length)."""
+
+    path: Path
+    directory: Directory
+    places: tuple[tuple[int, int], ...]
+    size: int
+    overhead: int
+
+    def read_unit(self, index: int) -> bytes:
+        offset, length = self.places[index]
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+        if len(data) != length:
+            raise Corruption(f"{self.path}: truncated at byte {offset + len(data)}: fetch the file again")
+        return data
+
+    def unit_records(self) -> list[tuple[Record, ...]]:
+        """Records by unit."""
+        parts, at = [], 0
+        for unit in self.directory.units:
+            parts.append(self.directory.records[at:at + unit.count])
+            at += unit.count
+        return parts
+
+
+def open_file(path: Path) -> Container:
+    """Read and check the header and the directory of one file."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(8)
+            if len(head) < 8:
+                raise Corruption(f"{path}: {size} bytes are too few for a header: the file is truncated")
+            length = struct.unpack("<Q", head)[0]
+            if length > min(MAX_HEADER, size - 8):
+                raise Corruption(f"{path}: header of {length} bytes in a file of {size}: not a safetensors file, or a damaged one")
+            entries = _parse_header(path, file.read(length), size - 8 - length)
+            start = 8 + length
+            offset, end = entries[ENTRY][2]
+            body = file.seek(start + offset) and file.read(min(end - offset, _PREAMBLE.size))
+            if len(body) < _PREAMBLE.size:
+                raise Corruption(f"{path}: entry {ENTRY!r} of {end - offset} bytes is too short: the file is damaged")
+            packed, raw, crc = _PREAMBLE.unpack(body)
+            if packed > end - offset - _PREAMBLE.size or raw > MAX_DIRECTORY:
+                raise Corruption(f"{path}: directory of {packed} bytes, {raw} inflated, in an entry of {end - offset}: the file is damaged")
+            data = file.read(packed)
+    except OSError as problem:
+        raise InvalidArgument(f"{path}: {problem.strerror}") from None
+    if checksum(data) != crc:
+        raise Corruption(f"{path}: checksum of the directory differs: the file is damaged")
+    directory = Directory.read(_inflate(path, data, raw))
+    places = _place_units(path, directory, entries, start, offset + _PREAMBLE.size + packed, end)
+    return Container(path, directory, places, size, start + _PREAMBLE.size + packed)
+
+
+def _inflate(path: Path, data: bytes, raw: int) -> bytes:
+    inflater = decompressobj()
+    try:
+        text = inflater.decompress(data, raw + 1)
+    except error as problem:
+        raise Corruption(f"{path}: directory: {problem}: the file is damaged") from None
+    if len(text) != raw or not inflater.eof or inflater.unused_data:
+        raise Corruption(f"{path}: directory of {len(text)} bytes instead of {raw}: the file is damaged")
+    return text
+
+
+def _parse_header(path: Path, text: bytes, data_bytes: int) -> dict[str, tuple[str, list[int], tuple[int, int]]]:
+    """Entries of a safetensors header: key -> (dtype, shape, (begin, end))."""
+    try:
+        header = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        raise Corruption(f"{path}: the header is not JSON: not a safetensors file, or a damaged one") from None
+    if not isinstance(header, dict):
+        raise Corruption(f"{path}: the header is not a JSON object: the file is damaged")
+    metadata = header.pop("__metadata__", {})
+    version = metadata.get("nnc") if isinstance(metadata, dict) else None
+    if version is None or ENTRY not in header:
+        raise Corruption(f"{path}: no nnc directory in this safetensors file: not compressed by nnc, or damaged")
+    if version != str(VERSION):
+        raise Unsupported(f"{path}: format version {version!r}, this release reads {VERSION}: upgrade nnc")
+    entries = {}
+    for key, entry in header.items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise Corruption(f"{path}: entry {key!r} is malformed: the file is damaged")
+        numbers = [entry["shape"], entry["data_offsets"]]
+        if not all(isinstance(part, list) and all(type(v) is int and v >= 0 for v in part) for part in numbers) or len(numbers[1]) != 2:
+            raise Corruption(f"{path}: entry {key!r} is malformed: the file is damaged")
+        begin, end = numbers[1]
+        if not begin <= end <= data_bytes:
+            raise Corruption(f"{path}: entry {key!r} lies at {begin}..{end} of {data_bytes} bytes: the file is truncated or damaged")
+        entries[key] = (entry["dtype"], numbers[0], (begin, end))
+    covered = 0
+    for begin, end in sorted(place for _, _, place in entries.values()):
+        if begin != covered:
+            raise Corruption(f"{path}: a gap or overlap at byte {covered} of the data: the file is damaged")
+        covered = end
+    if covered != data_bytes:
+        raise Corruption(f"{path}: {data_bytes - covered} bytes after the last entry: the file is damaged")
+    return entries
+
+
+def _place_units(path: Path, directory: Directory, entries: dict, start: int, at: int, end: int) -> tuple[tuple[int, int], ...]:
+    places = []
+    used = {ENTRY}
+    first = 0
+    for unit in directory.units:
+        if unit.count == 0:
+            raise Corruption(f"{path}: a unit without tensors: the file is damaged")
+        records = directory.records[first:first + unit.count]
+        first += unit.count
+        length = sum(record.stored for record in records)
+        if unit.own:
+            key = entry_key(records[0].name)
+            dtype, shape, (begin, stop) = entries.get(key, ("", [], (0, 0)))
+            plain = records[0].kind == "plain"
+            expected = (entry_dtype(records[0].dtype), list(records[0].shape)) if plain else ("U8", [length])
+            if key in used or (dtype, shape) != expected or stop - begin != length:
+                raise Corruption(f"{path}: entry {key!r} is missing or does not fit its directory record: the file is damaged")
+            used.add(key)
+            places.append((start + begin, length))
+        else:
+            if any(record.kind == "plain" for record in records) or at + length > end:
+                raise Corruption(f"{path}: unit of {records[0].name!r} does not fit its entry: the file is damaged")
+            places.append((start + at, length))
+            at += length
+    if at != end or used != entries.keys():
+        raise Corruption(f"{path}: bytes or entries that no unit owns: the file is damaged")
+    return tuple(places)
+
+
+def shard_paths(path: str | os.PathLike) -> list[Path]:
+    """The files of a compressed checkpoint; InvalidArgument if there is none at `path`."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InvalidArgument(f"{path}: no such file or folder")
+    index = path / INDEX_NAME
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise Corruption(f"{index}: not an index of shards: the file is damaged") from None
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise Corruption(f"{index}: shard name {name!r} must be a plain file name: the file is damaged")
+            if not (path / name).is_file():
+                raise InvalidArgument(f"{path / name}: the index names this shard, but it is missing: fetch it")
+        return [path / name for name in names]
+    if (path / FILE_NAME).is_file():
+        return [path / FILE_NAME]
+    raise InvalidArgument(f"{path}: no {FILE_NAME} in this folder: not a folder written by nnc compress")
+
+
+def is_compressed(path: str | os.PathLike) -> bool:
+    """Whether `path` is (or is a folder with) a file written by nnc; looks at the header only."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / FILE_NAME).is_file() or (path / INDEX_NAME).is_file()
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(min(length, 256))
+    except OSError as problem:
+        raise InvalidArgument(f"{path}: {problem.strerror}") from None
+    return text.startswith(b'{"__metadata__":{"nnc":')

@@ -1,0 +1,72 @@
+"""Scale codes of rows and columns: the side information that picks the table of a weight.
+
+The scale index of weight (i, j) is `base + row[i] + column[j]` in quarter octaves, 0 and below meaning "not coded, the value is zero"
+(hyperprior, US11257254B2, with the hyper-decoder reduced to a sum of integers).  The codes of one axis are absent (all zero), coded
+with a parametric table through ANS, directly or as differences, or deflated.
+"""
+from __future__ import annotations
+
+from functools import lru_cache
+from zlib import compress, decompressobj
+
+import numpy as np
+
+from ..coder import decode_symbols, encode_symbols
+from ..errors import Corruption
+from ..registry import Table
+from .parametric import level_weights, normalise
+
+MOST = 64  # codes lie in -64..64
+OFF = -64  # a row or column with this code is not coded, whatever the other axis says
+SPREADS = 24
+MODES = Table("scale code mode", {0: "none", 1: "direct", 2: "differences", 3: "deflated"})
+
+
+@lru_cache(maxsize=None)
+def _counts(spread: int) -> np.ndarray:
+    return normalise(level_weights(2, spread + 8, 0, -2 * MOST, 2 * MOST))
+
+
+def encode_codes(codes: np.ndarray) -> tuple[str, int, bytes]:
+    """The shortest of the modes for int codes in -64..64: (mode, spread, bytes)."""
+    codes = np.asarray(codes, np.int64)
+    if not codes.any():
+        return "none", 0, b""
+    best = ("deflated", 0, compress(codes.astype(np.int8).tobytes(), 9))
+    for mode, values in (("direct", codes), ("differences", np.diff(codes, prepend=0))):
+        histogram = np.bincount(values + 2 * MOST, minlength=4 * MOST + 1)
+        spread = min(range(SPREADS), key=lambda s: -(histogram * np.log2(_counts(s))).sum())
+        data = encode_symbols(values + 2 * MOST, _counts(spread))
+        if len(data) < len(best[2]):
+            best = (mode, spread, data)
+    return best
+
+
+def decode_codes(mode: str, spread: int, data: bytes, number: int) -> np.ndarray:
+    """Inverse of `encode_codes`: int16 (number,)."""
+    if mode == "none":
+        return np.zeros(number, np.int16)
+    if mode == "deflated":
+        inflater = decompressobj()
+        raw = _inflate(inflater, data, number)
+        if len(raw) != number or not inflater.eof:
+            raise Corruption(f"scale codes: {len(raw)} of {number} codes in the stream: the file is damaged")
+        codes = np.frombuffer(raw, np.int8).astype(np.int16)
+    else:
+        symbols, ended = decode_symbols(data, _counts(spread), number)
+        if not ended:
+            raise Corruption("scale codes: the stream does not end where it should: the file is damaged")
+        codes = symbols.astype(np.int64) - 2 * MOST
+        codes = np.cumsum(codes) if mode == "differences" else codes
+    if codes.size and (codes.min() < -MOST or codes.max() > MOST):
+        raise Corruption(f"scale codes outside -{MOST}..{MOST}: the file is damaged")
+    return codes.astype(np.int16)
+
+
+def _inflate(inflater, data: bytes, most: int) -> bytes:
+    from zlib import error
+
+    try:
+        return inflater.decompress(data, most + 1)
+    except error as problem:
+        raise Corruption(f"scale codes: {problem}: the file is damaged") from None

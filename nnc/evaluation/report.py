@@ -1,0 +1,228 @@
+"""Run a network on a task, beside a reference if there is one, and report the metric and the distance between the two."""
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from nnc.errors import InsufficientData, InvalidArgument, NncError
+from nnc.evaluation.fidelity import Fidelity, FidelityMeter, LayerError, LayerMeter, check_unit, first_tensor
+from nnc.evaluation.models import Builder, Source, open_network, pretrained_folder
+from nnc.evaluation.pretrained import first_line
+from nnc.evaluation.task import Task
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a network does on a task.
+
+    task, metric      names
+    value             the metric; None if the task has no labels, nan if an output was not finite
+    higher_is_better  direction of the metric
+    count             outputs: predictions (logits), vectors (unit) or single values
+    finite            whether all outputs were; a logit of -inf is allowed
+    reference_value   the metric of the reference; None without one
+    fidelity          distance to the reference; None without one
+    layers            errors of the layers, in the order of the network; empty unless asked for
+    notes             what had to be bridged to load the weights, and what could not be compared
+    seconds           for running and measuring, without loading
+    """
+
+    task: str
+    metric: str
+    value: float | None
+    higher_is_better: bool
+    count: int
+    finite: bool
+    reference_value: float | None
+    fidelity: Fidelity | None
+    layers: tuple[LayerError, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def loss(self) -> float | None:
+        """What was lost against the reference, in units of the metric; positive is worse."""
+        if self.value is None or self.reference_value is None:
+            return None
+        return self.reference_value - self.value if self.higher_is_better else self.value - self.reference_value
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(cross-entropy) if the metric is "CE nats"."""
+        if self.metric != "CE nats" or self.value is None:
+            return None
+        return math.exp(self.value) if self.value < 700 else self.value if math.isnan(self.value) else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all fields, loss and perplexity; numbers that are not finite become None, `finite` tells why."""
+        return _plain(dataclasses.asdict(self) | {"loss": self.loss, "perplexity": self.perplexity})
+
+
+def evaluate(source: Source, task: Task, model: Builder | None = None, reference: Source | None = None, layers: bool = False,
+             progress: Progress | None = None, device: str | torch.device | None = None) -> Report:
+    """Run the network of `source` on a task.
+
+    source, reference  a compressed or an original checkpoint (file or folder), a state dict, or an nn.Module that is ready to
+                       run where it is; its training flags are put back
+    model      what to build for weights: "module:function", "path/to/file.py:function", a function, or a module that is
+               copied; None: what config.json beside the weights says
+    layers     also the error of every layer, against the reference
+    progress   called with (batches done, batches in all or 0 if unknown, text)
+    device     where networks that are built here run; default the CPU
+
+    Raises InvalidArgument if the weights do not fit, the network does not run on the data, or there is nothing to measure
+    (no labels and no reference); InsufficientData for an empty data set.
+    """
+    if task.measure is None and reference is None:
+        raise InvalidArgument(f"task {task.name} has no labels, so there is nothing to measure without a reference")
+    if layers and reference is None:
+        raise InvalidArgument("the error of the layers is one against a reference; give a reference or leave layers out")
+    if model is not None and isinstance(source, nn.Module) and (reference is None or isinstance(reference, nn.Module)):
+        raise InvalidArgument("model is given, but there are no weights to put into it; leave it out")
+    target = check_device(device)
+    folder = pretrained_folder(source) or pretrained_folder(reference)
+    network, notes = open_network(source, model, folder)
+    other, more = (None, ()) if reference is None else open_network(reference, model, folder)
+    for given, built in ((source, network), (reference, other)):
+        if built is not None and built is not given:
+            built.to(target)
+    return compare(network, other, task, layers, progress, notes + tuple(f"reference: {note}" for note in more))
+
+
+def compare(network: nn.Module, reference: nn.Module | None, task: Task, layers: bool = False, progress: Progress | None = None,
+            notes: tuple[str, ...] = ()) -> Report:
+    """`evaluate` for networks that are in memory: both run on each batch in turn, so outputs of one batch are held at a time."""
+    start = time.perf_counter()
+    meter = FidelityMeter(task.kind)
+    kept: list[Tensor] = []
+    kept_reference: list[Tensor] = []
+    count, finite, reference_finite = 0, True, True
+    with ExitStack() as stack:
+        for module in (network, reference):
+            if module is not None:
+                stack.enter_context(_evaluating(module))
+        stack.enter_context(torch.inference_mode())
+        probe = LayerMeter(network, reference) if layers and reference is not None else None
+        if probe:
+            stack.callback(probe.close)
+        run = _runner(network, task)
+        run_reference = None if reference is None else _runner(reference, task)
+        batches = task.batches()
+        total = len(batches) if hasattr(batches, "__len__") else 0
+        for index, arguments in enumerate(batches):
+            expected = None
+            if run_reference is not None:
+                if probe:
+                    probe.start(reference=True)
+                expected = run_reference(index, arguments)
+                reference_finite &= _is_finite(expected, task.kind)
+            if probe:
+                probe.start(reference=False)
+            output = run(index, arguments)
+            finite &= _is_finite(output, task.kind)
+            count += output.numel() if task.kind == "values" else output.numel() // max(1, output.shape[-1])
+            if expected is not None:
+                meter.add(output, expected)
+            if task.measure is not None:
+                kept.append(_reduced(task, index, output))
+                if expected is not None:
+                    kept_reference.append(_reduced(task, index, expected))
+            if progress is not None:
+                progress(index + 1, total, task.name)
+        if not count:
+            raise InsufficientData(f"task {task.name}: no batches to run on")
+        value = _measured(task, kept, finite)
+        reference_value = None if reference is None else _measured(task, kept_reference, reference_finite)
+    found = probe.result() if probe else ()
+    if probe and len(found) < len(probe.kinds):
+        notes += (f"{len(probe.kinds) - len(found)} layers could not be compared: not run, or outputs of another shape",)
+    if not finite:
+        notes += ("outputs of the model are not finite",)
+    if not reference_finite:
+        notes += ("outputs of the reference are not finite",)
+    return Report(task.name, task.metric, value, task.higher_is_better, count, finite, reference_value, meter.result(),
+                  found, notes, time.perf_counter() - start)
+
+
+def _runner(network: nn.Module, task: Task) -> Callable[[int, tuple], Tensor]:
+    call = network if task.prepare is None else task.prepare(network)
+    place = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+
+    def run(index: int, arguments: tuple) -> Tensor:
+        if not isinstance(arguments, (tuple, list)):
+            raise InvalidArgument(f"task {task.name}: batch {index} is a {type(arguments).__name__}, must be a tuple of "
+                                  "arguments")
+        moved = tuple(a.to(place) if isinstance(a, Tensor) else a for a in arguments)
+        try:
+            output = call(*moved)
+        except NncError:
+            raise
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
+            raise InvalidArgument(f"task {task.name}: the model does not run on batch {index} with inputs {shapes} "
+                                  f"({first_line(error)}); check that data and model belong together") from error
+        tensor = first_tensor(output)
+        if tensor is None or not tensor.is_floating_point() or not tensor.ndim:
+            what = type(output).__name__ if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            raise InvalidArgument(f"task {task.name}: the model returned {what}, must be a floating-point tensor")
+        if task.kind == "unit":
+            check_unit(tensor, f"task {task.name}")
+        return tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
+
+    return run
+
+
+def _reduced(task: Task, index: int, output: Tensor) -> Tensor:
+    return output.cpu() if task.reduce is None else task.reduce(index, output)
+
+
+def _measured(task: Task, outputs: list[Tensor], finite: bool) -> float | None:
+    if task.measure is None:
+        return None
+    return float(task.measure(outputs)) if finite else math.nan
+
+
+def _is_finite(output: Tensor, kind: str) -> bool:
+    if kind == "logits":  # -inf rules a class out, which networks do on purpose; a row of nothing else is nan as a probability
+        top = output.amax(-1) if output.shape[-1] else output
+        return bool(top.isfinite().all())
+    return bool(output.isfinite().all())
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device, the CPU for None; InvalidArgument if it is not usable on this machine."""
+    try:
+        target = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch asserts when it was built without that device
+        raise InvalidArgument(f"device {device}: not usable here ({first_line(error)})") from error
+    return target
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; the flag of every submodule is put back."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,75 @@
+"""What a compressed checkpoint says about itself: no tensor is decoded."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .quantize.trellis import LABELLINGS
+from .restoration import open_compressed
+from .unit import Record
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor.  step, states, labelling, snr (dB, to half a decibel): of coded ones, else None; bytes: of its streams and codes; bits: per element; share:
+    of all bytes of the files."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    step: float | None
+    states: int | None
+    labelling: str | None
+    ctus: int
+    bytes: int
+    bits: float
+    snr: float | None
+    share: float
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A compressed checkpoint.  payload: bytes of entropy coded levels; side: of scale codes; exact: of tensors kept without loss; overhead: all others."""
+
+    files: tuple[str, ...]
+    file_bytes: int
+    original_bytes: int
+    parameters: int
+    payload: int
+    side: int
+    exact: int
+    origin: str
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.file_bytes / max(1, self.parameters)
+
+    @property
+    def overhead(self) -> int:
+        return self.file_bytes - self.payload - self.side - self.exact
+
+
+def inspect(path: str | os.PathLike) -> FileInfo:
+    """Read the headers and directories of a compressed file or folder."""
+    with open_compressed(path) as archive:
+        records = archive.records
+        total = sum(file.size for file in archive.files)
+        coded = [record.coding for record in records if record.kind == "coded"]
+        own = [record for record in records if record.kind != "alias" or not record.tied]
+        return FileInfo(
+            tuple(str(file.path) for file in archive.files), total, sum(record.nbytes for record in own),
+            sum(record.elements for record in own if record.dtype.is_floating_point),
+            sum(sum(coding.streams) for coding in coded), sum(coding.rows.length + coding.columns.length for coding in coded),
+            sum(record.stored for record in records if record.kind in ("exact", "plain")), archive.origin.kind,
+            tuple(_describe(record, total) for record in records))
+
+
+def _describe(record: Record, total: int) -> TensorInfo:
+    coding = record.coding
+    stored = 0 if record.kind == "alias" else record.stored
+    return TensorInfo(record.name, record.shape, str(record.dtype).removeprefix("torch."), "tied" if record.tied else record.kind, coding and coding.step,
+                      coding and coding.states, coding and LABELLINGS.value(coding.labelling), len(coding.streams) if coding else 0, stored,
+                      8 * stored / max(1, record.elements), coding and coding.noise / 2, stored / total)

@@ -1,0 +1,60 @@
+"""Kernels over planes: row and column powers, and the gathering of a CTU into scan order."""
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def row_powers(plane, column_scale, out):
+    """out float64 (rows,): mean of (plane[i, j] * column_scale[j])^2 along each row."""
+    rows, columns = plane.shape
+    for i in range(rows):
+        total = 0.0
+        for j in range(columns):
+            v = np.float64(plane[i, j]) * column_scale[j]
+            total += v * v
+        out[i] = total / columns
+
+
+@njit(cache=True, nogil=True)
+def column_powers(plane, row_scale, out):
+    """out float64 (columns,): mean of (plane[i, j] * row_scale[i])^2 down each column."""
+    rows, columns = plane.shape
+    out[:] = 0.0
+    for i in range(rows):
+        scale = row_scale[i]
+        for j in range(columns):
+            v = np.float64(plane[i, j]) * scale
+            out[j] += v * v
+    for j in range(columns):
+        out[j] /= rows
+
+
+@njit(cache=True, nogil=True)
+def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classes, inverse_step, x, codes, position):
+    """Coded weights of a CTU in scan order (down the columns): x float32 in steps, codes uint8, position int64 (index in the plane); returns their number."""
+    columns = plane.shape[1]
+    n = 0
+    for j in range(left, right):
+        for i in range(top, bottom):
+            c = min(np.int64(row_codes[i]) + np.int64(column_codes[j]), classes)
+            if c > 0:
+                x[n] = plane[i, j] * inverse_step
+                codes[n] = c
+                position[n] = i * columns + j
+                n += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def error_and_energy(plane, values):
+    """Sums of (plane - values)^2 and of plane^2, float64; both float32 (rows, columns)."""
+    error = energy = 0.0
+    for i in range(plane.shape[0]):
+        for j in range(plane.shape[1]):
+            v = np.float64(plane[i, j])
+            d = v - np.float64(values[i, j])
+            error += d * d
+            energy += v * v
+    return error, energy

@@ -1,0 +1,264 @@
+"""Entropy coding kernels: asymmetric numeral systems (64-bit state, 32-bit words, 24-bit tables) with context, trellis and
+dequantization fused.  The words are those of constriction's `AnsCoder` with `Categorical` models (J. Duda, arXiv:1311.2540).
+
+Tables come as `cumulative` uint32 (tables, symbols + 1), `hint` uint16 (tables, 256) with the first symbol that may hold a quantile
+whose upper 8 bits are the column, `low` int32 (tables,) the level of symbol 0 and `escape` int32 (tables,) the escape symbol.
+"""
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_U = np.uint64
+_MASK24 = np.uint64(0xFFFFFF)
+_MASK32 = np.uint64(0xFFFFFFFF)
+_LIMIT = np.uint64(1 << 32)
+_PRIME = np.uint64(0x9E3779B97F4A7C15)
+LEVEL_BITS = 22  # levels lie in (-2^22, 2^22): exact in float32 after doubling
+RAW_CHUNK = 16  # raw bits go through the coder at most 16 at a time
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _refill(x, p, begin, words):
+    if x < _LIMIT and p >= begin:
+        x = (x << _U(32)) | _U(words[p])
+        p -= 1
+    return x, p
+
+
+@njit(cache=True, nogil=True)
+def _pop_raw(x, p, begin, words, bits):
+    """`bits` equiprobable bits, most significant chunk first."""
+    value = np.int64(0)
+    while bits > 0:
+        n = min(bits, RAW_CHUNK)
+        v = x & _MASK24
+        value = (value << n) | np.int64(v >> _U(24 - n))
+        x = ((x >> _U(24)) << _U(24 - n)) + (v & ((_U(1) << _U(24 - n)) - _U(1)))
+        x, p = _refill(x, p, begin, words)
+        bits -= n
+    return value, x, p
+
+
+@njit(cache=True, nogil=True)
+def _pop_escape(x, p, begin, words, lowest, highest):
+    """A level outside [lowest, highest]: side, bit length and magnitude of the excess."""
+    side, x, p = _pop_raw(x, p, begin, words, 1)
+    length, x, p = _pop_raw(x, p, begin, words, 5)
+    rest, x, p = _pop_raw(x, p, begin, words, min(length, LEVEL_BITS))
+    excess = ((np.int64(1) << min(length, LEVEL_BITS)) | rest) - 1
+    return (lowest - 1 - excess if side else highest + 1 + excess), x, p
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _pop(x, p, begin, words, table, cumulative, hint, low, escape, shift):
+    """The next level."""
+    v = x & _MASK24
+    a = np.int64(hint[table, v >> _U(16)])
+    while _U(cumulative[table, a + 1]) <= v:
+        a += 1
+    start = _U(cumulative[table, a])
+    x = (_U(cumulative[table, a + 1]) - start) * (x >> _U(24)) + (v - start)
+    x, p = _refill(x, p, begin, words)
+    k = np.int64(low[table]) + a
+    if a == escape[table]:
+        k, x, p = _pop_escape(x, p, begin, words, np.int64(low[table]), np.int64(low[table]) + a - 1)
+    if shift > 0:
+        raw, x, p = _pop_raw(x, p, begin, words, shift)
+        k = (k << shift) | raw
+    return k, x, p
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _grid_value(k, q, spacing, labelling):
+    """Reconstruction value in units of the step: plain `spacing * k + q`, sign-symmetric `2 k - q sign(k)`."""
+    if labelling == 0:
+        return np.float32(spacing * k + q)
+    return np.float32(2 * k - (q if k > 0 else (-q if k < 0 else 0)))
+
+
+@njit(cache=True, nogil=True)
+def decode_tile(words, begin, end, top, bottom, left, right, row_codes, column_codes, classes, tables, next_state, shift, labelling,
+                step, plane):
+    """Decode one CTU into `plane[top:bottom, left:right]`; returns (final coder state, words left, digest of the levels)."""
+    cumulative, hint, low, escape = tables
+    x = _U(0)
+    p = end - 1
+    if p >= begin:
+        x = _U(words[p])
+        p -= 1
+    x, p = _refill(x, p, begin, words)
+    digest = _U(0)
+    s = 0
+    spacing = 1 if next_state.shape[0] == 1 else 2
+    for j in range(left, right):
+        for i in range(top, bottom):
+            c = min(np.int64(row_codes[i]) + np.int64(column_codes[j]), classes)
+            if c <= 0:
+                plane[i, j] = np.float32(0)
+                continue
+            q = s & 1
+            k, x, p = _pop(x, p, begin, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+            digest = (digest ^ _U(k)) * _PRIME
+            plane[i, j] = _grid_value(k, q, spacing, labelling) * step
+            s = next_state[s, k & 1]
+    return x, p - begin + 1, digest
+
+
+@njit(cache=True, nogil=True)
+def decode_four(words, begin, end, rows, columns, height, width, row_codes, column_codes, classes, tables, next_state, shift,
+                labelling, step, plane, state, left_over, digests):
+    """Four CTUs of one shape side by side in one thread: their dependency chains overlap.
+
+    begin, end, rows, columns: int64 (4,), words and corner of each.  state, left_over, digests: (4,) results as of `decode_tile`.
+    """
+    cumulative, hint, low, escape = tables
+    spacing = 1 if next_state.shape[0] == 1 else 2
+    for lane in range(4):
+        x = _U(0)
+        p = end[lane] - 1
+        if p >= begin[lane]:
+            x = _U(words[p])
+            p -= 1
+        x, p = _refill(x, p, begin[lane], words)
+        state[lane] = x
+        left_over[lane] = p
+    b0, b1, b2, b3 = begin[0], begin[1], begin[2], begin[3]
+    r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
+    n0, n1, n2, n3 = columns[0], columns[1], columns[2], columns[3]
+    x0, x1, x2, x3 = state[0], state[1], state[2], state[3]
+    p0, p1, p2, p3 = left_over[0], left_over[1], left_over[2], left_over[3]
+    d0, d1, d2, d3 = _U(0), _U(0), _U(0), _U(0)
+    s0 = s1 = s2 = s3 = 0
+    for j in range(width):
+        c0, c1, c2, c3 = column_codes[n0 + j], column_codes[n1 + j], column_codes[n2 + j], column_codes[n3 + j]
+        for i in range(height):
+            c = min(np.int64(row_codes[r0 + i]) + c0, classes)
+            if c > 0:
+                q = s0 & 1
+                k, x0, p0 = _pop(x0, p0, b0, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+                d0 = (d0 ^ _U(k)) * _PRIME
+                plane[r0 + i, n0 + j] = _grid_value(k, q, spacing, labelling) * step
+                s0 = next_state[s0, k & 1]
+            else:
+                plane[r0 + i, n0 + j] = np.float32(0)
+            c = min(np.int64(row_codes[r1 + i]) + c1, classes)
+            if c > 0:
+                q = s1 & 1
+                k, x1, p1 = _pop(x1, p1, b1, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+                d1 = (d1 ^ _U(k)) * _PRIME
+                plane[r1 + i, n1 + j] = _grid_value(k, q, spacing, labelling) * step
+                s1 = next_state[s1, k & 1]
+            else:
+                plane[r1 + i, n1 + j] = np.float32(0)
+            c = min(np.int64(row_codes[r2 + i]) + c2, classes)
+            if c > 0:
+                q = s2 & 1
+                k, x2, p2 = _pop(x2, p2, b2, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+                d2 = (d2 ^ _U(k)) * _PRIME
+                plane[r2 + i, n2 + j] = _grid_value(k, q, spacing, labelling) * step
+                s2 = next_state[s2, k & 1]
+            else:
+                plane[r2 + i, n2 + j] = np.float32(0)
+            c = min(np.int64(row_codes[r3 + i]) + c3, classes)
+            if c > 0:
+                q = s3 & 1
+                k, x3, p3 = _pop(x3, p3, b3, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+                d3 = (d3 ^ _U(k)) * _PRIME
+                plane[r3 + i, n3 + j] = _grid_value(k, q, spacing, labelling) * step
+                s3 = next_state[s3, k & 1]
+            else:
+                plane[r3 + i, n3 + j] = np.float32(0)
+    state[0], state[1], state[2], state[3] = x0, x1, x2, x3
+    left_over[0], left_over[1], left_over[2], left_over[3] = p0 - b0 + 1, p1 - b1 + 1, p2 - b2 + 1, p3 - b3 + 1
+    digests[0], digests[1], digests[2], digests[3] = d0, d1, d2, d3
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _push(x, n, words, start, frequency):
+    if (x >> _U(40)) >= frequency:
+        words[n] = np.uint32(x & _MASK32)
+        n += 1
+        x >>= _U(32)
+    return ((x // frequency) << _U(24)) + x % frequency + start, n
+
+
+@njit(cache=True, nogil=True)
+def _push_raw(x, n, words, value, bits):
+    """Inverse of `_pop_raw`: the coder is a stack, so the least significant chunk goes first."""
+    tail = bits % RAW_CHUNK
+    while bits > 0:
+        chunk = tail if tail > 0 else RAW_CHUNK
+        tail = 0
+        frequency = _U(1) << _U(24 - chunk)
+        x, n = _push(x, n, words, _U(value & ((1 << chunk) - 1)) * frequency, frequency)
+        value >>= chunk
+        bits -= chunk
+    return x, n
+
+
+@njit(cache=True, nogil=True)
+def encode_tile(levels, codes, tables, next_state, shift, words):
+    """Encode one CTU.  levels: int32 (n,) in scan order; codes: uint8 (n,) scale index of each, never 0; words: uint32 scratch of 3 n + 4.
+
+    Returns (number of words, digest)."""
+    cumulative, hint, low, escape = tables
+    n = levels.shape[0]
+    which = np.empty(n, np.int32)
+    s = 0
+    digest = _U(0)
+    for i in range(n):
+        k = np.int64(levels[i])
+        which[i] = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
+        digest = (digest ^ _U(k)) * _PRIME
+        s = next_state[s, k & 1]
+    x = _U(0)
+    count = 0
+    for i in range(n - 1, -1, -1):
+        k = np.int64(levels[i])
+        table = which[i]
+        if shift > 0:
+            x, count = _push_raw(x, count, words, k & ((1 << shift) - 1), shift)
+            k >>= shift
+        a = k - low[table]
+        last = np.int64(escape[table])
+        if a < 0 or a >= last:
+            side = 1 if a < 0 else 0
+            excess = (-1 - a if side else a - last) + 1
+            length = 0
+            while (excess >> (length + 1)) > 0:
+                length += 1
+            x, count = _push_raw(x, count, words, excess & ((1 << length) - 1), length)
+            x, count = _push_raw(x, count, words, length, 5)
+            x, count = _push_raw(x, count, words, side, 1)
+            a = last
+        start = _U(cumulative[table, a])
+        x, count = _push(x, count, words, start, _U(cumulative[table, a + 1]) - start)
+    while x > 0:
+        words[count] = np.uint32(x & _MASK32)
+        count += 1
+        x >>= _U(32)
+    return count, digest
+
+
+@njit(cache=True, nogil=True)
+def count_levels(levels, codes, next_state, shift, low, counts):
+    """Add the levels of one CTU to `counts` int64 (tables, width); column = level - low, clipped at both ends."""
+    s = 0
+    last = counts.shape[1] - 1
+    for i in range(levels.shape[0]):
+        k = np.int64(levels[i])
+        table = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
+        counts[table, min(max((k >> shift) - low, 0), last)] += 1
+        s = next_state[s, k & 1]
+
+
+@njit(cache=True, nogil=True)
+def replay_levels(levels, next_state, labelling, step, out):
+    """Values of a scan-ordered sequence of levels: float32 (n,), as the decoder rebuilds them."""
+    s = 0
+    spacing = 1 if next_state.shape[0] == 1 else 2
+    for i in range(levels.shape[0]):
+        k = np.int64(levels[i])
+        out[i] = _grid_value(k, s & 1, spacing, labelling) * step
+        s = next_state[s, k & 1]

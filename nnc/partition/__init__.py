@@ -1,0 +1,1 @@
+"""From tensor to plane and from plane to CTUs."""

@@ -1,0 +1,48 @@
+"""The grid of CTUs of a plane: equal tiles in raster order, the last row and column may be smaller."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import Corruption
+
+MAX_SIDE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles of `height` x `width` over a plane of `rows` x `columns` weights."""
+
+    rows: int
+    columns: int
+    height: int
+    width: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.rows // self.height) * -(-self.columns // self.width)
+
+    def tiles(self) -> list[tuple[int, int, int, int]]:
+        """(top, bottom, left, right) of every CTU, raster order."""
+        return [
+            (top, min(top + self.height, self.rows), left, min(left + self.width, self.columns))
+            for top in range(0, self.rows, self.height)
+            for left in range(0, self.columns, self.width)
+        ]
+
+
+def choose_grid(rows: int, columns: int, area: int = 1 << 16, tall: int = 256) -> Grid:
+    """Near-equal tiles of at most `tall` rows and about `area` weights: enough of them to decode side by side, few enough to cost nothing."""
+    height = _even(rows, tall)
+    return Grid(rows, columns, height, _even(columns, max(1, area // height)))
+
+
+def checked_grid(rows: int, columns: int, height: int, width: int) -> Grid:
+    """A grid read from a file."""
+    if not (1 <= height <= rows and 1 <= width <= columns):
+        raise Corruption(f"CTU of {height} x {width} in a plane of {rows} x {columns}: the file is damaged")
+    return Grid(rows, columns, height, width)
+
+
+def _even(length: int, most: int) -> int:
+    parts = -(-length // most)
+    return -(-length // parts)

@@ -1,0 +1,108 @@
+"""What happens to each tensor of a checkpoint, decided from its values and the user's rules.  Every tensor gets exactly one plan."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+
+from .allocate import SAMPLE, SAMPLES, Sample, take_sample
+from .checkpoint import Checkpoint, TensorSpec
+from .config import Config
+from .container import OWN_ENTRY, entry_dtype
+from .encoder import is_codable, make_plane, tensor_bytes
+from .errors import InvalidArgument, Unsupported
+from .partition.planes import MAX_AXES, choose_split
+from .unit import CODED_DTYPES, DTYPES, MAX_NAME
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """treatment: coded (quantized), vector (quantized finely: at most one long axis), exact, plain (an entry of its own) or alias (of `target`; `tied` if it shares its
+    memory, else it merely has the same bytes); factor: of the step by rule; rms, sample: of coded tensors; nonfinite: holds NaN or Inf."""
+
+    spec: TensorSpec
+    treatment: str
+    factor: float = 1.0
+    target: str = ""
+    tied: bool = False
+    rms: float = 0.0
+    sample: Sample | None = None
+    nonfinite: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.treatment == "alias" else self.spec.nbytes
+
+    @property
+    def weights(self) -> int:
+        """Elements that count as parameters: of float tensors, tied ones once."""
+        return self.spec.numel if self.spec.dtype.is_floating_point and not self.tied else 0
+
+
+def plan_tensors(checkpoint: Checkpoint, asked: Config, progress: Callable[[int, int, str], None] | None = None) -> list[Plan]:
+    """Read every tensor once and plan it, in the order of the checkpoint."""
+    for rule in asked.rules:
+        if not any(asked.rule_for(spec.name) is rule or _matches(rule, spec.name) for spec in checkpoint.specs):
+            raise InvalidArgument(f"rule {rule.match!r} matches no tensor: names look like {checkpoint.specs[0].name!r}")
+    codable = sum(spec.dtype in CODED_DTYPES for spec in checkpoint.specs)
+    most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
+    total, done = sum(spec.nbytes for spec in checkpoint.specs if not spec.tied_to), 0
+    seen: dict[tuple, str] = {}
+    plans = []
+    for spec in checkpoint.specs:
+        if progress:
+            progress(done, total, f"survey {spec.name}")
+        plans.append(_plan(checkpoint, spec, asked, seen, most))
+        done += 0 if spec.tied_to else spec.nbytes
+    if progress:
+        progress(total, total, "survey")
+    return plans
+
+
+def _matches(rule, name: str) -> bool:
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(name, rule.match)
+
+
+def _plan(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, seen: dict[tuple, str], most: int) -> Plan:
+    if spec.dtype not in DTYPES.values():
+        raise Unsupported(f"tensor {spec.name!r} has the dtype {spec.dtype}, which cannot be stored: convert it")
+    if len(spec.shape) > MAX_AXES or len(spec.name.encode()) > MAX_NAME:
+        raise Unsupported(f"tensor {spec.name[:60]!r}: more than {MAX_AXES} axes or a name of more than {MAX_NAME} bytes")
+    if spec.tied_to:
+        return Plan(spec, "alias", target=spec.tied_to, tied=True)
+    rule = asked.rule_for(spec.name)
+    tensor = checkpoint.read(spec.name)
+    if rule and rule.action == "skip":
+        return Plan(spec, "plain" if entry_dtype(spec.dtype) else "exact")
+    key = _fingerprint(tensor)
+    if key in seen and torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (tensor, checkpoint.read(seen[key])))):
+        return Plan(spec, "alias", target=seen[key])
+    seen[key] = spec.name
+    if rule and rule.action == "exact":
+        return Plan(spec, "exact")
+    if not is_codable(tensor):
+        return Plan(spec, "exact", nonfinite=spec.dtype.is_floating_point and spec.dtype in CODED_DTYPES and tensor.numel() > 0)
+    flat = tensor.reshape(-1)
+    if spec.numel == 1 or bool((flat == flat[0]).all()):
+        return Plan(spec, "exact")
+    factor = 1.0 if rule is None else rule.factor if rule.action == "coarser" else 1 / rule.factor
+    plane = make_plane(tensor)[1]
+    sample = take_sample(plane, factor, most)
+    if choose_split(spec.shape) == 0:
+        return Plan(spec, "vector", factor, rms=sample.rms)
+    return Plan(spec, "coded", factor, rms=sample.rms, sample=sample)
+
+
+def _fingerprint(tensor: torch.Tensor) -> tuple:
+    """Equal for equal tensors; a few of the bytes decide, whoever finds an equal one compares the rest."""
+    data = tensor_bytes(tensor)
+    spread = bytes(data[:: max(1, len(data) // 4099)])
+    return tuple(tensor.shape), tensor.dtype, blake2b(spread, digest_size=16).digest()

@@ -1,0 +1,1 @@
+"""Quantizers: from weights to levels and from levels to values."""

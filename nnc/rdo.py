@@ -1,0 +1,205 @@
+"""Rate-distortion choices inside one plane: scale codes, levels, entropy model.  Encoder only.
+
+The distortion of a plane is the squared error of its weights in units of step^2, its rate the bits of the integer tables, and the
+Viterbi search minimises `distortion + lagrangian * bits`.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
+from .entropy.parametric import CLASSES, SHAPES
+from .entropy.scales import MOST, OFF, encode_codes
+from .kernels.planes import column_powers, gather_tile, row_powers
+from .kernels.streams import count_levels
+from .kernels.viterbi import search_scalar, search_trellis
+from .quantize.trellis import make_trellis
+
+LOW, WIDTH = -160, 320  # levels of the rate and count arrays; the outer columns stand for everything beyond
+CENTRE = 17  # scale index of a standard deviation of one level
+START_SHAPE = 2
+WARM_UP = 48  # weights after which the survivors of 256 states have nearly always merged
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """base: scale index added to all; rows, columns: int16 codes."""
+
+    base: int
+    rows: np.ndarray
+    columns: np.ndarray
+    shift: int
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to look for levels: states of the trellis, labelling, Lagrangian in step^2 per bit, passes with re-fitted tables."""
+
+    states: int
+    labelling: int
+    lagrangian: float
+    passes: int
+
+
+@lru_cache(maxsize=128)
+def level_bits(bank: ModelBank, model: int) -> np.ndarray:
+    """Bits of level `LOW + column` in every table of a model: float32 (TABLES, WIDTH); escapes included."""
+    bits = np.full((TABLES, WIDTH), 40.0, np.float32)
+    levels = np.arange(LOW, LOW + WIDTH)
+    for number, table in bank.frequencies(model).items():
+        cost = 24 - np.log2(table.counts)
+        beyond = np.where(levels < table.low, table.low - levels, levels - table.high).clip(1)
+        bits[number] = cost[-1] + 6 + np.floor(np.log2(beyond))
+        inside = slice(table.low - LOW, table.high - LOW + 1)
+        bits[number, inside] = cost[:-1]
+    return bits
+
+
+@lru_cache(maxsize=8)
+def _mismatch(quantizer: int) -> np.ndarray:
+    """Bits per weight when weights of scale index a are coded with the table of b: float64 (CLASSES + 1, CLASSES + 1)."""
+    bits = level_bits(ModelBank(), START_SHAPE)[quantizer::2].astype(np.float64)
+    p = 2.0**-bits
+    p[0] = 0
+    return p @ bits.T
+
+
+def fit_scales(plane: np.ndarray, spacing: float) -> Scales:
+    """Scale codes for a plane whose quantizers have neighbouring values `spacing` apart: rows, columns, both or none, whatever costs least."""
+    rows, columns = plane.shape
+    row_scale, column_scale = np.ones(rows), np.ones(columns)
+    power_of_rows, power_of_columns = np.empty(rows), np.empty(columns)
+    for _ in range(2 if min(rows, columns) > 1 else 1):
+        row_powers(plane, column_scale, power_of_rows)
+        row_scale = _inverse_root(power_of_rows)
+        if rows > 1:
+            column_powers(plane, row_scale, power_of_columns)
+            column_scale = _inverse_root(power_of_columns)
+    row_index = CENTRE - 4 * np.log2(np.where(power_of_rows > 0, row_scale, 1) * spacing)
+    column_index = -4 * np.log2(np.where(power_of_columns > 0, column_scale, 1)) if rows > 1 else np.zeros(columns)
+    live_rows, live_columns = power_of_rows > 0, (power_of_columns > 0 if rows > 1 else np.ones(columns, bool))
+    middle = float(np.median(column_index[live_columns])) if live_columns.any() else 0.0
+    row_index, column_index = row_index + middle, column_index - middle
+    top = float(np.median(row_index[live_rows])) if live_rows.any() else CENTRE
+    shift = max(0, int(np.ceil((top - 26) / 4)))
+    row_index = row_index - 4 * shift
+    q = 1 if shift else 0
+    base, row_codes = _choose_codes(row_index, live_rows, columns, q)
+    offset, column_codes = _choose_codes(column_index + base, live_columns, rows, q, fixed=base)
+    return Scales(offset, row_codes, column_codes, shift)
+
+
+def _inverse_root(power: np.ndarray) -> np.ndarray:
+    return 1 / np.sqrt(np.where(power > 0, power, np.inf)) + (power <= 0)
+
+
+def _choose_codes(index: np.ndarray, live: np.ndarray, weights: int, q: int, fixed: int | None = None) -> tuple[int, np.ndarray]:
+    """Code of every row (or column) with `weights` weights and the real scale index `index`: data bits + code bits least.
+
+    Returns the common base (the best single index, or `fixed`) and the codes, all zero if codes do not pay.
+    """
+    table = _mismatch(q)
+    x = np.clip(index[live], 1, CLASSES)
+    if x.size == 0:
+        return CENTRE if fixed is None else fixed, np.full(len(index), OFF, np.int16)
+    below = np.minimum(x.astype(np.int64), CLASSES - 1)
+    part = (x - below)[:, None]
+    cost = weights * ((1 - part) * table[below] + part * table[below + 1])[:, 1:]  # bits of each row under each scale index 1..36
+    base = int(np.argmin(cost.sum(0))) + 1
+    codes = np.where(live, 0, OFF).astype(np.int16)
+    chosen = np.clip(np.round(x), 1, CLASSES).astype(np.int64)
+    for _ in range(3):
+        deviation = max(0.4, float(np.sqrt(np.mean((chosen - base) ** 2.0))))
+        side = (np.arange(1, CLASSES + 1) - base) ** 2 / (2 * deviation**2 * np.log(2)) + np.log2(deviation * np.sqrt(2 * np.pi))
+        chosen = np.argmin(cost + side, 1) + 1
+    candidate = codes.copy()
+    candidate[live] = chosen - base
+    plain = cost[:, base - 1].sum() + 8 * len(encode_codes(codes)[2])
+    coded = np.take_along_axis(cost, chosen[:, None] - 1, 1).sum() + 8 * len(encode_codes(candidate)[2])
+    return base, candidate if coded < plain else codes
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """The coded weights of one CTU in scan order. x: float32 in steps; codes: uint8 scale indices; position: index in the plane."""
+
+    x: np.ndarray
+    codes: np.ndarray
+    position: np.ndarray
+
+
+def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, step: float) -> Gathered:
+    """Weights of a CTU that are coded at all, with their scale indices."""
+    top, bottom, left, right = tile
+    area = (bottom - top) * (right - left)
+    x, codes, position = np.empty(area, np.float32), np.empty(area, np.uint8), np.empty(area, np.uint32 if plane.size < 1 << 32 else np.int64)
+    n = gather_tile(plane, top, bottom, left, right, scales.rows + np.int16(scales.base), scales.columns, CLASSES, np.float32(1 / step), x, codes, position)
+    return Gathered(x[:n], codes[:n], position[:n])
+
+
+def find_levels(weights: Gathered, bits: np.ndarray, shift: int, search: Search) -> np.ndarray:
+    """Levels of a CTU by Viterbi (one state: scalar) search under the code lengths `bits`: int32 (n,)."""
+    levels = np.empty(len(weights.x), np.int32)
+    if levels.size == 0:
+        return levels
+    rate = bits * np.float32(search.lagrangian)
+    if search.states == 1:
+        search_scalar(weights.x, weights.codes, rate, LOW, shift, levels)
+    else:
+        search_trellis(weights.x, weights.codes, rate, LOW, shift, search.labelling, make_trellis(search.states).predecessors, WARM_UP, levels)
+    return levels
+
+
+def count(levels: np.ndarray, codes: np.ndarray, states: int, shift: int) -> np.ndarray:
+    """How often each level occurs in each table: int64 (TABLES, WIDTH)."""
+    counts = np.zeros((TABLES, WIDTH), np.int64)
+    count_levels(levels, codes, make_trellis(states).next_state, shift, LOW, counts)
+    return counts
+
+
+def choose_model(counts: np.ndarray, bank: ModelBank, candidates: Sequence[int] | None = None) -> tuple[int, int, float]:
+    """The model and the offset of all scale indices (-2..2) that code `counts` in the fewest bits: (model, offset, bits)."""
+    used = np.flatnonzero(counts.any(1))
+    weights = counts[used]
+    best = (START_SHAPE, 0, np.inf)
+    for model in candidates if candidates is not None else range(bank.count):
+        bits = level_bits(bank, model)
+        for offset in (0, -1, 1, -2, 2):
+            numbers = used + 2 * offset
+            if numbers.size and (numbers.min() < 2 or numbers.max() >= TABLES):
+                continue
+            total = float((weights * bits[numbers]).sum())
+            if total < best[2]:
+                best = (model, offset, total)
+    return best
+
+
+def move(scales: Scales, offset: int) -> Scales:
+    return replace(scales, base=scales.base + offset)
+
+
+def fit_explicit_set(counts: np.ndarray, shape: int, gain_factor: float = 1.0) -> ExplicitSet:
+    """Coded tables where they save more bits than they cost; `counts` int64 (TABLES, WIDTH), `gain_factor` = real weights per counted one."""
+    parametric = level_bits(ModelBank(), shape)
+    tables = []
+    for number in np.flatnonzero(counts.sum(1) >= 64):
+        row = counts[number].astype(np.float64)
+        prior = 2.0 ** -parametric[number].astype(np.float64)
+        smooth = row + 24 * prior / prior.sum()
+        present = np.flatnonzero(row)
+        first, last = max(int(present[0]), 1), min(int(present[-1]), WIDTH - 2)
+        inside = smooth[first:last + 1]
+        rest = smooth.sum() - inside.sum() + 0.05
+        p = np.append(inside, rest)
+        lengths = np.clip(np.round(-8 * np.log2(p / p.sum())), 0, 160).astype(int)
+        table = CodedTable(first + LOW, tuple(int(v) for v in lengths))
+        final = table.frequencies().counts
+        new = (row[first:last + 1] * (24 - np.log2(final[:-1]))).sum() + (row.sum() - row[first:last + 1].sum()) * (32 - np.log2(final[-1]))
+        old = (row * parametric[number]).sum()
+        if (old - new) * gain_factor > 16 + 5 * len(lengths):
+            tables.append((int(number), table))
+    return ExplicitSet(shape, tuple(tables))

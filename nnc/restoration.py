@@ -1,0 +1,184 @@
+"""Read compressed checkpoints: state dicts, modules, checkpoints on disk, and what a file says about itself."""
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .checkpoint import Origin, TensorSpec, check_destination, write_checkpoint
+from .container import INDEX_NAME, Container, open_file, shard_paths
+from .decoder import decode_unit
+from .errors import Corruption, InvalidArgument
+from .unit import Record
+
+AHEAD = 4  # units decoded ahead of the one that is handed out
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An open compressed checkpoint: its files and the threads that decode."""
+
+    files: tuple[Container, ...]
+    pool: Executor | None
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for file in self.files for record in file.directory.records]
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.from_json(self.files[0].directory.origin)
+
+    def tensors(self, names: set[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of every tensor that is not an alias, in the order of the files; a few units are decoded ahead."""
+        waiting: deque = deque()
+        for file in self.files:
+            for index, (unit, records) in enumerate(zip(file.directory.units, file.unit_records())):
+                own = [record for record in records if record.kind != "alias"]
+                if not own or (names is not None and not any(record.name in names for record in own)):
+                    continue
+                waiting.append((own, decode_unit(unit, records, file.read_unit(index), file.directory.bank, self.pool)))
+                if len(waiting) > AHEAD:
+                    yield from _finish(*waiting.popleft())
+        while waiting:
+            yield from _finish(*waiting.popleft())
+
+
+def _finish(records: list[Record], wait) -> Iterator[tuple[str, torch.Tensor]]:
+    for record, tensor in zip(records, wait()):
+        yield record.name, tensor
+
+
+@contextmanager
+def open_compressed(path: str | os.PathLike, pool: Executor | None = None) -> Iterator[Archive]:
+    """Open a file or folder written by `compress`."""
+    files = tuple(open_file(shard) for shard in shard_paths(path))
+    records = [record for file in files for record in file.directory.records]
+    names = {record.name for record in records}
+    if len(names) != len(records):
+        raise Corruption(f"{path}: two shards hold the same tensor: the shards do not belong together")
+    index = Path(path) / INDEX_NAME
+    if index.is_file() and (missing := json.loads(index.read_text())["weight_map"].keys() ^ names):
+        raise Corruption(f"{path}: tensor {min(missing)!r} is in the index or in a shard, not in both: the shards do not belong together")
+    yield Archive(files, pool)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike, threads: int | None) -> Iterator[Archive]:
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InvalidArgument(f"threads = {threads!r}: must be a whole number of at least 1")
+    number = threads or min(os.cpu_count() or 1, 16)
+    with ThreadPoolExecutor(number) if number > 1 else nullcontext() as pool, open_compressed(path, pool) as archive:
+        yield archive
+
+
+def load(path: str | os.PathLike, *, names: list[str] | None = None, threads: int | None = None) -> dict[str, torch.Tensor]:
+    """State dict of a compressed checkpoint: original names, shapes, dtypes; tied tensors share their memory.
+
+    names: only these tensors.  Memory: the tensors that are asked for, and a few compressed units.
+    """
+    with _opened(path, threads) as archive:
+        records = {record.name: record for record in archive.records}
+        wanted = set(records) if names is None else set(names)
+        if unknown := sorted(wanted - records.keys()):
+            raise InvalidArgument(f"{path}: no tensor {unknown[0]!r} in this file")
+        sources = {name: _target(archive, record) for name, record in records.items() if name in wanted}
+        check_memory(path, sum(records[source].nbytes for source in set(sources.values())))
+        tensors = dict(archive.tensors(set(sources.values())))
+        tied = {name for name in wanted if records[name].tied or records[name].kind != "alias"}
+        return {name: tensors[sources[name]] if name in tied else tensors[sources[name]].clone() for name in records if name in wanted}
+
+
+def _target(archive: Archive, record: Record) -> str:
+    if record.kind != "alias":
+        return record.name
+    for file in archive.files:
+        if record in file.directory.records:
+            return file.directory.records[record.target].name
+    raise Corruption(f"tensor {record.name!r} stands for no other: the file is damaged")
+
+
+def check_memory(path: str | os.PathLike, needed: int) -> None:
+    """Refuse what the machine cannot hold before anything is allocated."""
+    if not hasattr(os, "sysconf"):
+        return
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise InvalidArgument(f"{path}: its tensors take {needed} bytes, this machine has {there}: load some of them with names=[...]")
+
+
+def load_into(model: nn.Module, path: str | os.PathLike, *, strict: bool = True, threads: int | None = None) -> nn.Module:
+    """Load a compressed checkpoint into a module (its parameters keep their dtype and device) and return the module.
+
+    strict: every tensor of either side must be on the other one.  InvalidArgument names the first that is not.
+    """
+    state = load(path, threads=threads)
+    own = model.state_dict()
+    if strict and (difference := sorted(state.keys() ^ own.keys())):
+        side = "the model" if difference[0] in state else str(path)
+        raise InvalidArgument(f"{len(difference)} tensors differ, the first is {difference[0]!r}, not in {side}: pass strict=False to load the others")
+    for name in state.keys() & own.keys():
+        if state[name].shape != own[name].shape:
+            raise InvalidArgument(f"tensor {name!r} has the shape {tuple(state[name].shape)} in {path}, {tuple(own[name].shape)} in the model")
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def decompress(path: str | os.PathLike, destination: str | os.PathLike, *, threads: int | None = None, overwrite: bool = False, progress=None) -> list[Path]:
+    """Write the checkpoint back: .safetensors or a torch file by the suffix of `destination`, else a folder with the side files.  Returns the files."""
+    check_destination(path, destination, overwrite)
+    with _opened(path, threads) as archive:
+        records = archive.records
+        sources = {record.name: _target(archive, record) for record in records}
+        first: dict[str, str] = {}
+        for record in records:  # a tie refers to the earlier of two tensors
+            if record.kind != "alias" or record.tied:
+                first.setdefault(sources[record.name], record.name)
+        specs = [TensorSpec(r.name, r.dtype, r.shape, first[sources[r.name]] if (r.kind != "alias" or r.tied) and first[sources[r.name]] != r.name else None) for r in records]
+        total, done = sum(record.nbytes for record in records), 0
+        cache: dict[str, torch.Tensor] = {}
+        stream = archive.tensors()
+        uses = {name: list(sources.values()).count(name) for name in set(sources.values())} if len(set(sources.values())) < len(sources) else {}
+
+        def read(name: str) -> torch.Tensor:
+            nonlocal done
+            source = sources[name]
+            if source in cache:
+                tensor = cache[source]
+            else:
+                tensor = next((t for n, t in stream if n == source), None)
+                tensor = tensor if tensor is not None else dict(archive.tensors({source}))[source]
+            if uses.get(source, 1) > 1:
+                cache[source] = tensor
+            done += tensor.nbytes
+            if progress:
+                progress(done, total, f"decompress {name}")
+            return tensor
+
+        side = side_files(Path(path)) if Path(path).is_dir() else ()
+        return write_checkpoint(destination, specs, read, archive.origin, side, overwrite=overwrite)
+
+
+def side_files(folder: Path) -> tuple[tuple[str, Path], ...]:
+    """Files of a compressed folder that are not its weights."""
+    weights = {INDEX_NAME, *(shard.name for shard in shard_paths(folder))}
+    return tuple((str(file.relative_to(folder)), file) for file in sorted(folder.rglob("*")) if file.is_file() and str(file.relative_to(folder)) not in weights)
+
+
+def verify(path: str | os.PathLike, *, threads: int | None = None, progress=None) -> int:
+    """Decode everything and check all lengths, checksums and digests; returns the number of tensors.  Raises Corruption."""
+    with _opened(path, threads) as archive:
+        total, done = sum(record.nbytes for record in archive.records), 0
+        for name, tensor in archive.tensors():
+            done += tensor.nbytes
+            if progress:
+                progress(done, total, f"verify {name}")
+        return len(archive.records)

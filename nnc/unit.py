@@ -1,0 +1,283 @@
+"""What was chosen for one tensor: its record in the directory, and the layout of its bytes in a unit.
+
+A unit is the bytes of one tensor, or of several small ones in a row, with one checksum and one digest.  The record of a tensor says how to read its part:
+
+    plain      its own entry of the container, own dtype
+    exact      bytes, filtered and deflated
+    constant   one element, repeated
+    alias      another tensor of the same file
+    coded      row codes, column codes, then one ANS stream per CTU in raster order
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from .bits import Reader, Writer
+from .entropy.explicit import MAX_SETS, ExplicitSet, ModelBank
+from .entropy.parametric import CLASSES
+from .entropy.scales import MODES, SPREADS
+from .errors import Corruption
+from .partition.grid import Grid, checked_grid
+from .partition.planes import MAX_AXES, plane_shape
+from .quantize.trellis import LABELLINGS, STATES
+from .registry import Table
+
+MAX_NAME = 4096
+MAX_ELEMENTS = 1 << 40
+MAX_BYTES = 1 << 43
+MAX_SHIFT = 16
+MAX_ORIGIN = 1 << 24
+MAX_TENSORS = 1 << 24
+MIN_EXPANSION = 1 << 28  # a tensor may always take this many bytes ...
+MAX_EXPANSION = 1 << 16  # ... and this many per stored byte
+
+DTYPES = Table("dtype", {0: torch.float32, 1: torch.float16, 2: torch.bfloat16, 3: torch.float64, 4: torch.int64, 5: torch.int32, 6: torch.int16,
+                         7: torch.int8, 8: torch.uint8, 9: torch.bool, 10: torch.float8_e4m3fn, 11: torch.float8_e5m2, 12: torch.complex64,
+                         13: torch.complex128, 14: torch.uint16, 15: torch.uint32, 16: torch.uint64, 17: torch.float8_e4m3fnuz,
+                         18: torch.float8_e5m2fnuz})
+CODED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KINDS = Table("kind of record", {0: "plain", 1: "exact", 2: "constant", 3: "alias", 4: "coded"})
+FILTERS = Table("filter", {0: "none", 1: "deflate", 2: "byte planes", 3: "differences"})
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Row or column codes in the unit: mode and spread as in `entropy.scales`, length in bytes."""
+
+    mode: str
+    spread: int
+    length: int
+
+    def write(self, out: Writer) -> None:
+        out.byte(MODES.id(self.mode) * SPREADS + self.spread)
+        if self.mode != "none":
+            out.varint(self.length)
+
+    @classmethod
+    def read(cls, data: Reader) -> Codes:
+        number = data.byte("scale code mode", 4 * SPREADS - 1)
+        mode = MODES.value(number // SPREADS)
+        return cls(mode, number % SPREADS, 0 if mode == "none" else data.varint("length of scale codes", MAX_BYTES))
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a coded tensor was coded.
+
+    step: distance of neighbouring reconstruction points, float32; base: scale index added to all codes; model: number in the model bank; streams: bytes per CTU;
+    noise: signal to noise ratio of the tensor in half decibels, 0..255 (information only).
+    """
+
+    split: int
+    height: int
+    width: int
+    states: int
+    labelling: int
+    shift: int
+    step: float
+    model: int
+    base: int
+    noise: int
+    rows: Codes
+    columns: Codes
+    streams: tuple[int, ...]
+
+    def write(self, out: Writer) -> None:
+        out.byte(self.labelling << 4 | self.split)
+        out.byte(STATES.id(self.states) << 5 | self.shift)
+        out.float32(self.step)
+        out.byte(self.model)
+        out.byte(self.base)
+        out.byte(self.noise)
+        self.rows.write(out)
+        self.columns.write(out)
+        out.varint(self.height)
+        out.varint(self.width)
+        for length in self.streams:
+            out.varint(length)
+
+    @classmethod
+    def read(cls, data: Reader, shape: tuple[int, ...], models: int) -> Coding:
+        head = data.byte("labelling and plane recipe", 63)
+        labelling, split = head >> 4, head & 15
+        LABELLINGS.value(labelling)
+        head = data.byte("states and bypass bits")
+        states, shift = STATES.value(head >> 5), head & 31
+        if shift > MAX_SHIFT or (states == 1 and labelling == 1) or (states > 1 and labelling == 2):
+            raise Corruption(f"{states} states, labelling {labelling}, {shift} bypass bits: the file is damaged")
+        step = data.float32("step")
+        if not 0 < step < float("inf"):
+            raise Corruption(f"step = {step} must be positive and finite: the file is damaged")
+        model = data.byte("model", models - 1)
+        base = data.byte("base scale index", CLASSES)
+        noise = data.byte("noise")
+        rows, columns = Codes.read(data), Codes.read(data)
+        high, wide = plane_shape(shape, split)
+        grid = checked_grid(high, wide, data.varint("CTU height", MAX_ELEMENTS), data.varint("CTU width", MAX_ELEMENTS))
+        if grid.count > data.left:  # every stream length takes a byte at least
+            raise Corruption(f"{grid.count} CTUs in {data.left} bytes of directory: the file is damaged")
+        streams = tuple(data.varint("stream length", MAX_BYTES) for _ in range(grid.count))
+        return cls(split, grid.height, grid.width, states, labelling, shift, step, model, base, noise, rows, columns, streams)
+
+    def grid(self, shape: tuple[int, ...]) -> Grid:
+        return Grid(*plane_shape(shape, self.split), self.height, self.width)
+
+    @property
+    def length(self) -> int:
+        return self.rows.length + self.columns.length + sum(self.streams)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One tensor of the directory.  kind: see the module; target: index of the tensor an alias stands for; tied: whether it shares its memory; filter
+    and length: of exact bytes; value: bytes of the constant element; coding: of coded tensors."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    kind: str
+    target: int = 0
+    tied: bool = False
+    filter: str = "none"
+    length: int = 0
+    value: bytes = b""
+    coding: Coding | None = None
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def stored(self) -> int:
+        """Bytes in the unit (for plain tensors: in their own entry)."""
+        if self.kind == "coded":
+            return self.coding.length
+        return self.nbytes if self.kind == "plain" else self.length
+
+    @property
+    def within_expansion(self) -> bool:
+        """Whether the tensor is no larger than any tensor of its stored size needs to be; readers refuse others."""
+        return self.kind == "alias" or self.nbytes <= MIN_EXPANSION + MAX_EXPANSION * self.stored
+
+    def write(self, out: Writer) -> None:
+        out.block(self.name.encode())
+        out.byte(KINDS.id(self.kind) << 5 | DTYPES.id(self.dtype))
+        out.byte(len(self.shape))
+        for size in self.shape:
+            out.varint(size)
+        if self.kind == "exact":
+            out.byte(FILTERS.id(self.filter))
+            out.varint(self.length)
+        elif self.kind == "constant":
+            out.raw(self.value)
+        elif self.kind == "alias":
+            out.varint(self.target)
+            out.byte(self.tied)
+        elif self.kind == "coded":
+            self.coding.write(out)
+
+    @classmethod
+    def read(cls, data: Reader, index: int, models: int) -> Record:
+        try:
+            name = data.block("tensor name", MAX_NAME).decode()
+        except UnicodeDecodeError:
+            raise Corruption(f"name of tensor {index} is not UTF-8: the file is damaged") from None
+        head = data.byte("record head")
+        kind, dtype = KINDS.value(head >> 5), DTYPES.value(head & 31)
+        shape = tuple(data.varint("axis", MAX_ELEMENTS) for _ in range(data.byte("number of axes", MAX_AXES)))
+        if prod(shape) > MAX_ELEMENTS:
+            raise Corruption(f"tensor {name!r} has {prod(shape)} elements, the limit is {MAX_ELEMENTS}: the file is damaged")
+        record = cls(name, dtype, shape, kind)
+        if kind == "exact":
+            chosen = FILTERS.value(data.byte("filter"))
+            return cls(name, dtype, shape, kind, filter=chosen, length=data.varint("length", MAX_BYTES))
+        if kind == "constant":
+            return cls(name, dtype, shape, kind, value=data.raw(dtype.itemsize, "constant"))
+        if kind == "alias":
+            return cls(name, dtype, shape, kind, target=data.varint("target of an alias", MAX_ELEMENTS), tied=bool(data.byte("tied", 1)))
+        if kind == "coded":
+            if dtype not in CODED_DTYPES or record.elements == 0:
+                raise Corruption(f"tensor {name!r} of {dtype} with {record.elements} elements cannot be coded: the file is damaged")
+            return cls(name, dtype, shape, kind, coding=Coding.read(data, shape, models))
+        return record
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A run of `count` records.  own: stored in its own entry, named as its first record; checksum: CRC-32 of the bytes; digest: of all levels, 0 if
+    nothing in it is coded."""
+
+    count: int
+    own: bool
+    checksum: int
+    digest: int
+
+    def write(self, out: Writer) -> None:
+        out.varint(2 * self.count + self.own)
+        out.fixed32(self.checksum)
+        out.fixed32(self.digest)
+
+    @classmethod
+    def read(cls, data: Reader, most: int) -> Unit:
+        head = data.varint("records of a unit", 2 * most + 1)
+        return cls(head >> 1, bool(head & 1), data.fixed32("checksum of a unit"), data.fixed32("digest of a unit"))
+
+
+@dataclass(frozen=True)
+class Directory:
+    """What a file holds: models of its planes, the origin of the checkpoint (JSON text), records in their original order, units."""
+
+    bank: ModelBank
+    origin: str
+    records: tuple[Record, ...]
+    units: tuple[Unit, ...]
+
+    def write(self) -> bytes:
+        out = Writer()
+        out.varint(len(self.bank.sets))
+        for chosen in self.bank.sets:
+            chosen.write(out)
+        out.block(self.origin.encode())
+        out.varint(len(self.records))
+        for record in self.records:
+            record.write(out)
+        out.varint(len(self.units))
+        for unit in self.units:
+            unit.write(out)
+        return out.data()
+
+    @classmethod
+    def read(cls, raw: bytes) -> Directory:
+        data = Reader(raw)
+        bank = ModelBank(tuple(ExplicitSet.read(data) for _ in range(data.varint("explicit sets", MAX_SETS))))
+        try:
+            origin = data.block("origin", MAX_ORIGIN).decode()
+        except UnicodeDecodeError:
+            raise Corruption("the origin is not UTF-8: the file is damaged") from None
+        number = data.varint("number of tensors", MAX_TENSORS)
+        records = tuple(Record.read(data, index, bank.count) for index in range(number))
+        units = tuple(Unit.read(data, number) for _ in range(data.varint("number of units", number)))
+        data.finish("directory")
+        if sum(unit.count for unit in units) != number:
+            raise Corruption(f"units hold {sum(unit.count for unit in units)} tensors, the directory has {number}: the file is damaged")
+        if len({record.name for record in records}) != number:
+            raise Corruption("two tensors have the same name: the file is damaged")
+        for record in records:
+            if record.kind == "alias":
+                _check_alias(record, records)
+        return cls(bank, origin, records, units)
+
+
+def _check_alias(record: Record, records: tuple[Record, ...]) -> None:
+    if record.target >= len(records):
+        raise Corruption(f"tensor {record.name!r} stands for tensor {record.target} of {len(records)}: the file is damaged")
+    target = records[record.target]
+    if target.kind == "alias" or target.dtype != record.dtype or target.shape != record.shape:
+        raise Corruption(f"tensor {record.name!r} stands for {target.name!r}, which does not match: the file is damaged")
