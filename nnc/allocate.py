@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import frexp, ldexp
 
 import numpy as np
 
@@ -32,6 +33,12 @@ def relative_step(rms: float, weights: int) -> float:
     return rms**0.5 * weights**0.25
 
 
+def short_step(step: float) -> float:
+    """The nearest number with a mantissa of 8 bits: a step that is not asked for exactly takes two bytes less."""
+    fraction, exponent = frexp(step)
+    return ldexp(round(fraction * 256) / 256, exponent)
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Weights of one tensor to try steps on.  x: float32 in scan order; index: int64 scale index of each when a level is one rms wide; weights: of the whole
@@ -45,10 +52,10 @@ class Sample:
     relative: float
 
 
-def take_sample(plane: np.ndarray, factor: float, most: int) -> Sample:
+def take_sample(plane: np.ndarray, factor: float, most: int, follow: bool) -> Sample:
     """Sample at most about `most` weights in blocks spread over the plane; `factor` multiplies the step by rule."""
-    rms = float(np.sqrt(np.mean(np.square(plane, dtype=np.float64)))) if plane.size < 1 << 20 else _rms(plane)
-    scales = fit_scales(plane, rms)
+    rms = root_mean_square(plane)
+    scales = fit_scales(plane, rms, follow)
     if plane.size <= most:
         tiles = choose_grid(*plane.shape).tiles()
     else:
@@ -63,7 +70,8 @@ def take_sample(plane: np.ndarray, factor: float, most: int) -> Sample:
     return Sample(x, index, rms, plane.size, side, factor * relative_step(rms, plane.size))
 
 
-def _rms(plane: np.ndarray) -> float:
+def root_mean_square(plane: np.ndarray) -> float:
+    """In pieces, so that no float64 copy of the plane is made."""
     return float(np.sqrt(sum(np.square(rows, dtype=np.float64).sum() for rows in np.array_split(plane, -(-plane.size // (1 << 20)))) / plane.size))
 
 
@@ -92,9 +100,9 @@ def try_step(sample: Sample, step: float, search: Search, bank: ModelBank = Mode
     counts = count(levels, weights.codes, search.states, shift)
     _, _, bits = choose_model(counts, bank)
     values = np.empty(len(levels), np.float32)
-    replay_levels(levels, trellis.next_state, search.labelling, np.float32(step), values)
+    replay_levels(levels, trellis.next_state, search.labelling, values)
     scale = sample.weights / max(1, len(levels))
-    error = float(np.square(values - sample.x, dtype=np.float64).sum())
+    error = float(np.square(values * np.float32(step) - sample.x, dtype=np.float64).sum())
     return Trial((bits + shift * len(levels)) * scale + sample.side, error * scale, counts)
 
 

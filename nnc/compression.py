@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .assembly import Assembly, assemble_files
-from .allocate import choose_labelling, find_factor, fit_bank, try_step, unreachable, vector_step
+from .allocate import choose_labelling, find_factor, fit_bank, short_step, try_step, unreachable, vector_step
 from .checkpoint import Checkpoint, atomic_output, check_destination, open_checkpoint
 from .config import Config, make_config
 from .container import FILE_NAME, INDEX_NAME
@@ -170,7 +170,7 @@ def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search
     """Encode every tensor with steps `factor` times the relative ones (all equal for the target "step"); `fixed` keeps what does not depend on it."""
     coded = [plan for plan in plans if plan.treatment == "coded"]
     equal = asked.target[0] == "step"
-    steps = {plan.name: factor * (plan.factor if equal else plan.sample.relative) for plan in coded}
+    steps = {plan.name: factor * plan.factor if equal else short_step(factor * plan.sample.relative) for plan in coded}
     labels = {"plain": 0, "sign-symmetric": 1}
     chosen = {plan.name: Search(search.states, choose_labelling(plan.sample, steps[plan.name], search) if asked.labelling == "auto" or search.states == 1
                                 else labels[asked.labelling], search.lagrangian, search.passes) for plan in coded}
@@ -184,7 +184,7 @@ def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search
         if progress:
             progress(done, total, f"compress {plan.name}")
         if plan.treatment == "coded":
-            result = encode_coded(plan.name, checkpoint.read(plan.name), steps[plan.name], chosen[plan.name], bank, pool)
+            result = encode_coded(plan.name, checkpoint.read(plan.name), steps[plan.name], chosen[plan.name], bank, pool, asked.follow)
             encoded.append(result if _fits(result) else encode_exact(plan.name, checkpoint.read(plan.name)))
         elif plan.treatment == "vector":
             encoded.append(_encode_vector(checkpoint, plan, typical, search))
@@ -206,7 +206,7 @@ def _encode_vector(checkpoint: Checkpoint, plan: Plan, typical: float, search: S
     tensor = checkpoint.read(plan.name)
     if plan.factor == 1 and (result := encode_logarithmic(plan.name, tensor, ModelBank())):
         return result
-    return encode_coded(plan.name, tensor, plan.factor * vector_step(plan.rms, typical), Search(search.states, 0, search.lagrangian, search.passes), ModelBank())
+    return encode_coded(plan.name, tensor, short_step(plan.factor * vector_step(plan.rms, typical)), Search(search.states, 0, search.lagrangian, search.passes), ModelBank())
 
 
 def _coded_names(plans: list[Plan]) -> set[str]:

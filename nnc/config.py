@@ -95,6 +95,11 @@ class Config:
         return "bits", DEFAULT_BITS
 
     @property
+    def follow(self) -> bool:
+        """Whether steps of rows follow their scales: not where one absolute step is asked for."""
+        return self.step is None
+
+    @property
     def chosen_effort(self) -> Effort:
         """The effort with states and Lagrangian as asked for."""
         effort = EFFORTS[self.effort]

@@ -17,7 +17,7 @@ import torch
 
 from .coder import checksum
 from .errors import Corruption, InvalidArgument, Unsupported
-from .unit import Directory, Record, Unit
+from .unit import MAX_DIRECTORY, Directory, Record, Unit
 
 VERSION = 1
 ENTRY = "nnc"
@@ -25,7 +25,6 @@ FILE_NAME = "model.nnc.safetensors"
 INDEX_NAME = "model.nnc.safetensors.index.json"
 OWN_ENTRY = 1 << 14  # units of at least this many bytes get an entry of their own
 MAX_HEADER = 100_000_000
-MAX_DIRECTORY = 1 << 28
 _PREAMBLE = struct.Struct("<III")  # deflated length, raw length, CRC-32 of the deflated bytes
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
           "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "uint16": "U16", "uint32": "U32", "uint64": "U64",

@@ -15,7 +15,7 @@ from .entropy.scales import decode_codes
 from .errors import Corruption
 from .kernels.streams import decode_four, decode_tile
 from .partition.grid import Grid
-from .quantize.logarithm import rebuild_powers
+from .quantize.logarithm import rebuild_powers, rebuild_row_steps
 from .quantize.trellis import LABELLINGS, make_trellis
 from .unit import Record, Unit
 
@@ -92,7 +92,7 @@ def _start_coded(record: Record, data: memoryview, bank: ModelBank, pool: Execut
     grid = coding.grid(record.shape)
     plane = np.empty((grid.rows, grid.columns), np.float32)
     first, second = coding.rows.length, coding.rows.length + coding.columns.length
-    rows = decode_codes(coding.rows.mode, coding.rows.spread, bytes(data[:first]), grid.rows) + np.int16(coding.base)
+    rows = decode_codes(coding.rows.mode, coding.rows.spread, bytes(data[:first]), grid.rows)
     columns = decode_codes(coding.columns.mode, coding.columns.spread, bytes(data[first:second]), grid.columns)
     streams = []
     for length in coding.streams:
@@ -103,7 +103,9 @@ def _start_coded(record: Record, data: memoryview, bank: ModelBank, pool: Execut
     digests = np.zeros(grid.count, np.uint64)
     tables, trellis = bank.table_set(coding.model).arrays, make_trellis(coding.states)
     logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
-    labelling, step = (0, np.float32(1)) if logarithmic else (coding.labelling, np.float32(coding.step))
+    labelling, step = (0, 1.0) if logarithmic else (coding.labelling, coding.step)
+    row_steps = rebuild_row_steps(rows, step) if coding.follow else np.full(grid.rows, step, np.float32)
+    rows = rows + np.int16(coding.base)
 
     def decode(group: list[int], tiles: list[tuple[int, int, int, int]]) -> bool:
         if len(group) == 4:
@@ -111,14 +113,14 @@ def _start_coded(record: Record, data: memoryview, bank: ModelBank, pool: Execut
             top, bottom, left, right = tiles[0]
             corners = np.array([(t[0], t[2]) for t in tiles], np.int64)
             decode_four(words, bounds[group], bounds[[g + 1 for g in group]], np.ascontiguousarray(corners[:, 0]), np.ascontiguousarray(corners[:, 1]),
-                        bottom - top, right - left, rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, step, plane,
+                        bottom - top, right - left, rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, row_steps, plane,
                         state, left_over, digest)
             digests[group] = digest
             return not state.any() and not left_over.any()
         good = True
         for g, tile in zip(group, tiles):
             state, left_over, digests[g] = decode_tile(words, bounds[g], bounds[g + 1], *tile, rows, columns, CLASSES, tables, trellis.next_state,
-                                                       coding.shift, labelling, step, plane)
+                                                       coding.shift, labelling, row_steps, plane)
             good &= state == 0 and left_over == 0
         return good
 

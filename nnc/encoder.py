@@ -82,11 +82,12 @@ def make_plane(tensor: torch.Tensor) -> tuple[int, np.ndarray]:
     return split, tensor.detach().to(torch.float32).contiguous().numpy().reshape(plane_shape(shape, split))
 
 
-def encode_coded(name: str, tensor: torch.Tensor, step: float, search: Search, bank: ModelBank, pool: Executor | None = None) -> EncodedTensor:
-    """Quantize and code a tensor with the given step."""
+def encode_coded(name: str, tensor: torch.Tensor, step: float, search: Search, bank: ModelBank, pool: Executor | None = None,
+                 follow: bool = False) -> EncodedTensor:
+    """Quantize and code a tensor with the given step; `follow`: the steps of the rows follow their scales."""
     split, plane = make_plane(tensor)
     step = float(np.float32(step))
-    return _encode_plane(name, tensor, split, plane, step, step, search, bank, pool)
+    return _encode_plane(name, tensor, split, plane, step, step, search, bank, pool, follow)
 
 
 def encode_logarithmic(name: str, tensor: torch.Tensor, bank: ModelBank) -> EncodedTensor | None:
@@ -99,10 +100,10 @@ def encode_logarithmic(name: str, tensor: torch.Tensor, bank: ModelBank) -> Enco
 
 
 def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray, grid_step: float, step: float, search: Search, bank: ModelBank,
-                  pool: Executor | None) -> EncodedTensor:
+                  pool: Executor | None, follow: bool = False) -> EncodedTensor:
     """Code `plane` with levels `grid_step` apart; `step` is what the record says."""
     trellis = make_trellis(search.states)
-    scales = fit_scales(plane, trellis.spacing * grid_step)
+    scales = fit_scales(plane, trellis.spacing * grid_step, follow)
     grid = choose_grid(*plane.shape)
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
@@ -121,6 +122,7 @@ def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray
     tables = bank.table_set(model).arrays
     values = np.zeros(plane.shape, np.float32)
     flat = values.reshape(-1)
+    row_steps = scales.row_steps(grid_step)
     labelling = 0 if search.labelling == LOGARITHMIC else search.labelling
 
     def encode(found: np.ndarray, tile: tuple[int, int, int, int]) -> tuple[bytes, int]:
@@ -128,8 +130,8 @@ def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray
         words = np.empty(3 * len(found) + 4, np.uint32)
         number, digest = encode_tile(found, weights.codes, tables, trellis.next_state, scales.shift, words)
         rebuilt = np.empty(len(found), np.float32)
-        replay_levels(found, trellis.next_state, labelling, np.float32(grid_step), rebuilt)
-        flat[weights.position] = rebuilt
+        replay_levels(found, trellis.next_state, labelling, rebuilt)
+        flat[weights.position] = rebuilt * row_steps[weights.position // plane.shape[1]]
         return pack_words(words[:number]), int(digest)
 
     streams, digests = zip(*run(encode, levels, tiles))
@@ -139,7 +141,7 @@ def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray
         plane = make_plane(tensor)[1]
     error, energy = error_and_energy(plane, values)
     noise = int(np.clip(round(20 * np.log10(energy / max(error, 1e-300))), 0, 255)) if energy > 0 else 0
-    coding = Coding(split, grid.height, grid.width, search.states, search.labelling, scales.shift, step, model, scales.base, noise,
+    coding = Coding(split, follow, grid.height, grid.width, search.states, search.labelling, scales.shift, step, model, scales.base, noise,
                     Codes(row_mode, row_spread, len(rows)), Codes(column_mode, column_spread, len(columns)), tuple(map(len, streams)))
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     content = checksum(tensor_bytes(torch.from_numpy(values).to(tensor.dtype)))

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import torch
 
-from .allocate import SAMPLE, SAMPLES, Sample, take_sample
+from .allocate import SAMPLE, SAMPLES, Sample, root_mean_square, take_sample
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
 from .container import OWN_ENTRY, entry_dtype
@@ -95,9 +95,9 @@ def _plan(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, seen: dict[tu
         return Plan(spec, "exact")
     factor = 1.0 if rule is None else rule.factor if rule.action == "coarser" else 1 / rule.factor
     plane = make_plane(tensor)[1]
-    sample = take_sample(plane, factor, most)
     if choose_split(spec.shape) == 0:
-        return Plan(spec, "vector", factor, rms=sample.rms)
+        return Plan(spec, "vector", factor, rms=root_mean_square(plane))
+    sample = take_sample(plane, factor, most, asked.follow)
     return Plan(spec, "coded", factor, rms=sample.rms, sample=sample)
 
 

@@ -17,6 +17,7 @@ from .entropy.scales import MOST, OFF, encode_codes
 from .kernels.planes import column_powers, gather_tile, row_powers
 from .kernels.streams import count_levels
 from .kernels.viterbi import search_scalar, search_trellis
+from .quantize.logarithm import rebuild_row_steps
 from .quantize.trellis import make_trellis
 
 LOW, WIDTH = -160, 320  # levels of the rate and count arrays; the outer columns stand for everything beyond
@@ -27,12 +28,17 @@ WARM_UP = 48  # weights after which the survivors of 256 states have nearly alwa
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """base: scale index added to all; rows, columns: int16 codes."""
+    """base: scale index added to all; rows, columns: int16 codes; shift: bypass bits; follow: whether the steps of the rows follow their codes."""
 
     base: int
     rows: np.ndarray
     columns: np.ndarray
     shift: int
+    follow: bool
+
+    def row_steps(self, step: float) -> np.ndarray:
+        """float32 (rows,)."""
+        return rebuild_row_steps(self.rows, step) if self.follow else np.full(len(self.rows), step, np.float32)
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,11 @@ def _mismatch(quantizer: int) -> np.ndarray:
     return p @ bits.T
 
 
-def fit_scales(plane: np.ndarray, spacing: float) -> Scales:
-    """Scale codes for a plane whose quantizers have neighbouring values `spacing` apart: rows, columns, both or none, whatever costs least."""
+def fit_scales(plane: np.ndarray, spacing: float, follow: bool = False) -> Scales:
+    """Scale codes for a plane whose quantizers have neighbouring values `spacing` apart: rows, columns, both or none, whatever costs least.
+
+    follow: the steps of the rows follow their scales, `step * 2^(code / 8)`, so that rows of large weights are quantized more coarsely.
+    """
     rows, columns = plane.shape
     row_scale, column_scale = np.ones(rows), np.ones(columns)
     power_of_rows, power_of_columns = np.empty(rows), np.empty(columns)
@@ -88,13 +97,30 @@ def fit_scales(plane: np.ndarray, spacing: float) -> Scales:
     shift = max(0, int(np.ceil((top - 26) / 4)))
     row_index = row_index - 4 * shift
     q = 1 if shift else 0
-    base, row_codes = _choose_codes(row_index, live_rows, columns, q)
+    base, row_codes = _follow_codes(row_index, live_rows, columns) if follow else _choose_codes(row_index, live_rows, columns, q)
     offset, column_codes = _choose_codes(column_index + base, live_columns, rows, q, fixed=base)
-    return Scales(offset, row_codes, column_codes, shift)
+    return Scales(offset, row_codes, column_codes, shift, follow)
 
 
 def _inverse_root(power: np.ndarray) -> np.ndarray:
     return 1 / np.sqrt(np.where(power > 0, power, np.inf)) + (power <= 0)
+
+
+def _follow_codes(index: np.ndarray, live: np.ndarray, weights: int) -> tuple[int, np.ndarray]:
+    """Codes of rows whose steps follow them.  A code moves the step by 1/8 octave and the scale index by 1/4: together 3/8 octave of the row's scale.
+
+    The scale of a row of few weights is uncertain (variance 1 / 2n of its logarithm): shrunk towards the middle accordingly.
+    """
+    x = index[live]
+    codes = np.where(live, 0, OFF).astype(np.int16)
+    if x.size == 0:
+        return CENTRE, codes
+    middle = float(np.mean(x))
+    noise = (4 / np.log(2)) ** 2 / (2 * weights)
+    spread = float(np.var(x))
+    trust = max(0.0, spread - noise) / spread if spread > 0 else 0.0
+    codes[live] = np.clip(np.round((x - middle) * trust * (2 / 3)), 1 - MOST, MOST)
+    return int(np.clip(round(middle), 1, CLASSES)), codes
 
 
 def _choose_codes(index: np.ndarray, live: np.ndarray, weights: int, q: int, fixed: int | None = None) -> tuple[int, np.ndarray]:
@@ -137,7 +163,7 @@ def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, s
     top, bottom, left, right = tile
     area = (bottom - top) * (right - left)
     x, codes, position = np.empty(area, np.float32), np.empty(area, np.uint8), np.empty(area, np.uint32 if plane.size < 1 << 32 else np.int64)
-    n = gather_tile(plane, top, bottom, left, right, scales.rows + np.int16(scales.base), scales.columns, CLASSES, np.float32(1 / step), x, codes, position)
+    n = gather_tile(plane, top, bottom, left, right, scales.rows + np.int16(scales.base), scales.columns, CLASSES, 1 / scales.row_steps(step), x, codes, position)
     return Gathered(x[:n], codes[:n], position[:n])
 
 

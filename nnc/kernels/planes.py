@@ -32,7 +32,7 @@ def column_powers(plane, row_scale, out):
 
 
 @njit(cache=True, nogil=True)
-def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classes, inverse_step, x, codes, position):
+def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classes, inverse_steps, x, codes, position):
     """Coded weights of a CTU in scan order (down the columns): x float32 in steps, codes uint8, position int64 (index in the plane); returns their number."""
     columns = plane.shape[1]
     n = 0
@@ -40,7 +40,7 @@ def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classe
         for i in range(top, bottom):
             c = min(np.int64(row_codes[i]) + np.int64(column_codes[j]), classes)
             if c > 0:
-                x[n] = plane[i, j] * inverse_step
+                x[n] = plane[i, j] * inverse_steps[i]
                 codes[n] = c
                 position[n] = i * columns + j
                 n += 1

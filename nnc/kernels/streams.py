@@ -79,8 +79,10 @@ def _grid_value(k, q, spacing, labelling):
 
 @njit(cache=True, nogil=True)
 def decode_tile(words, begin, end, top, bottom, left, right, row_codes, column_codes, classes, tables, next_state, shift, labelling,
-                step, plane):
-    """Decode one CTU into `plane[top:bottom, left:right]`; returns (final coder state, words left, digest of the levels)."""
+                row_steps, plane):
+    """Decode one CTU into `plane[top:bottom, left:right]`; returns (final coder state, words left, digest of the levels).
+
+    row_codes, column_codes: int16, the base is in the row codes; row_steps: float32 (rows,)."""
     cumulative, hint, low, escape = tables
     x = _U(0)
     p = end - 1
@@ -100,14 +102,14 @@ def decode_tile(words, begin, end, top, bottom, left, right, row_codes, column_c
             q = s & 1
             k, x, p = _pop(x, p, begin, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
             digest = (digest ^ _U(k)) * _PRIME
-            plane[i, j] = _grid_value(k, q, spacing, labelling) * step
+            plane[i, j] = _grid_value(k, q, spacing, labelling) * row_steps[i]
             s = next_state[s, k & 1]
     return x, p - begin + 1, digest
 
 
 @njit(cache=True, nogil=True)
 def decode_four(words, begin, end, rows, columns, height, width, row_codes, column_codes, classes, tables, next_state, shift,
-                labelling, step, plane, state, left_over, digests):
+                labelling, row_steps, plane, state, left_over, digests):
     """Four CTUs of one shape side by side in one thread: their dependency chains overlap.
 
     begin, end, rows, columns: int64 (4,), words and corner of each.  state, left_over, digests: (4,) results as of `decode_tile`.
@@ -138,7 +140,7 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
                 q = s0 & 1
                 k, x0, p0 = _pop(x0, p0, b0, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
                 d0 = (d0 ^ _U(k)) * _PRIME
-                plane[r0 + i, n0 + j] = _grid_value(k, q, spacing, labelling) * step
+                plane[r0 + i, n0 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r0 + i]
                 s0 = next_state[s0, k & 1]
             else:
                 plane[r0 + i, n0 + j] = np.float32(0)
@@ -147,7 +149,7 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
                 q = s1 & 1
                 k, x1, p1 = _pop(x1, p1, b1, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
                 d1 = (d1 ^ _U(k)) * _PRIME
-                plane[r1 + i, n1 + j] = _grid_value(k, q, spacing, labelling) * step
+                plane[r1 + i, n1 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r1 + i]
                 s1 = next_state[s1, k & 1]
             else:
                 plane[r1 + i, n1 + j] = np.float32(0)
@@ -156,7 +158,7 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
                 q = s2 & 1
                 k, x2, p2 = _pop(x2, p2, b2, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
                 d2 = (d2 ^ _U(k)) * _PRIME
-                plane[r2 + i, n2 + j] = _grid_value(k, q, spacing, labelling) * step
+                plane[r2 + i, n2 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r2 + i]
                 s2 = next_state[s2, k & 1]
             else:
                 plane[r2 + i, n2 + j] = np.float32(0)
@@ -165,7 +167,7 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
                 q = s3 & 1
                 k, x3, p3 = _pop(x3, p3, b3, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
                 d3 = (d3 ^ _U(k)) * _PRIME
-                plane[r3 + i, n3 + j] = _grid_value(k, q, spacing, labelling) * step
+                plane[r3 + i, n3 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r3 + i]
                 s3 = next_state[s3, k & 1]
             else:
                 plane[r3 + i, n3 + j] = np.float32(0)
@@ -254,11 +256,11 @@ def count_levels(levels, codes, next_state, shift, low, counts):
 
 
 @njit(cache=True, nogil=True)
-def replay_levels(levels, next_state, labelling, step, out):
-    """Values of a scan-ordered sequence of levels: float32 (n,), as the decoder rebuilds them."""
+def replay_levels(levels, next_state, labelling, out):
+    """Values in steps of a scan-ordered sequence of levels: float32 (n,), exact integers."""
     s = 0
     spacing = 1 if next_state.shape[0] == 1 else 2
     for i in range(levels.shape[0]):
         k = np.int64(levels[i])
-        out[i] = _grid_value(k, s & 1, spacing, labelling) * step
+        out[i] = _grid_value(k, s & 1, spacing, labelling)
         s = next_state[s, k & 1]

@@ -36,12 +36,17 @@ def rebuild_powers(levels: np.ndarray, step: float) -> np.ndarray:
     return powers * np.float32(step)
 
 
+def rebuild_row_steps(codes: np.ndarray, step: float) -> np.ndarray:
+    """float32 steps of rows that follow their scale codes: `step * 2^(code / 8)`."""
+    return rebuild_powers(16 * np.asarray(codes, np.int64), step)
+
+
 def logarithms(values: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Real levels (float32) of float32 values and the step (their geometric mean); None if the grid does not serve them."""
+    """Real levels (float32) of float32 values and the step (a power of two near their geometric mean); None if the grid does not serve them."""
     if not (values > 0).all():
         return None
     exponents = np.log2(values.astype(np.float64))
     if exponents.min() < -60 or exponents.max() > 60:
         return None
-    step = float(np.float32(2.0 ** exponents.mean()))
+    step = 2.0 ** round(exponents.mean())
     return ((exponents - np.log2(step)) * RESOLUTION).astype(np.float32), step
