@@ -18,7 +18,7 @@ LEVEL_BITS = 22  # levels lie in (-2^22, 2^22): exact in float32 after doubling
 RAW_CHUNK = 16  # raw bits go through the coder at most 16 at a time
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _refill(x, p, begin, words):
     if x < _LIMIT and p >= begin:
         x = (x << _U(32)) | _U(words[p])
@@ -50,26 +50,29 @@ def _pop_escape(x, p, begin, words, lowest, highest):
     return (lowest - 1 - excess if side else highest + 1 + excess), x, p
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _pop(x, p, begin, words, table, cumulative, hint, low, escape, shift):
-    """The next level."""
-    v = x & _MASK24
-    a = np.int64(hint[table, v >> _U(16)])
-    while _U(cumulative[table, a + 1]) <= v:
-        a += 1
-    start = _U(cumulative[table, a])
-    x = (_U(cumulative[table, a + 1]) - start) * (x >> _U(24)) + (v - start)
-    x, p = _refill(x, p, begin, words)
-    k = np.int64(low[table]) + a
-    if a == escape[table]:
-        k, x, p = _pop_escape(x, p, begin, words, np.int64(low[table]), np.int64(low[table]) + a - 1)
+@njit(cache=True, nogil=True)
+def _pop_rest(k, x, p, begin, words, escaped, lowest, highest, shift):
+    """What may follow the symbol of a level: an escape, bypass bits."""
+    if escaped:
+        k, x, p = _pop_escape(x, p, begin, words, lowest, highest)
     if shift > 0:
         raw, x, p = _pop_raw(x, p, begin, words, shift)
         k = (k << shift) | raw
     return k, x, p
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
+def _start(words, begin, end):
+    """Coder state and next word of a stream."""
+    x = _U(0)
+    p = end - 1
+    if p >= begin:
+        x = _U(words[p])
+        p -= 1
+    return _refill(x, p, begin, words)
+
+
+@njit(cache=True, nogil=True)
 def _grid_value(k, q, spacing, labelling):
     """Reconstruction value in units of the step: plain `spacing * k + q`, sign-symmetric `2 k - q sign(k)`."""
     if labelling == 0:
@@ -77,33 +80,46 @@ def _grid_value(k, q, spacing, labelling):
     return np.float32(2 * k - (q if k > 0 else (-q if k < 0 else 0)))
 
 
+# Arrays are not passed to functions per symbol: numba would count their references, which costs more than the decoding.  Hence four copies of the loop body.
+
+
 @njit(cache=True, nogil=True)
 def decode_tile(words, begin, end, top, bottom, left, right, row_codes, column_codes, classes, tables, next_state, shift, labelling,
                 row_steps, plane):
     """Decode one CTU into `plane[top:bottom, left:right]`; returns (final coder state, words left, digest of the levels).
 
-    row_codes, column_codes: int16, the base is in the row codes; row_steps: float32 (rows,)."""
+    words: uint32, of which begin..end are this stream; row_codes, column_codes: int16, the base is in the row codes; row_steps: float32 (rows,).
+    """
     cumulative, hint, low, escape = tables
-    x = _U(0)
-    p = end - 1
-    if p >= begin:
-        x = _U(words[p])
-        p -= 1
-    x, p = _refill(x, p, begin, words)
+    x, p = _start(words, begin, end)
     digest = _U(0)
-    s = 0
+    s = np.int64(0)
     spacing = 1 if next_state.shape[0] == 1 else 2
+    raw = 1 if shift > 0 else 0
     for j in range(left, right):
+        column_code = np.int64(column_codes[j])
         for i in range(top, bottom):
-            c = min(np.int64(row_codes[i]) + np.int64(column_codes[j]), classes)
-            if c <= 0:
+            c = min(np.int64(row_codes[i]) + column_code, classes)
+            if c > 0:
+                q = s & 1
+                t = 2 * c + (q | raw)
+                v = x & _MASK24
+                a = np.int64(hint[t, np.int64(v >> _U(16))])
+                while _U(cumulative[t, a + 1]) <= v:
+                    a += 1
+                start = _U(cumulative[t, a])
+                x = (_U(cumulative[t, a + 1]) - start) * (x >> _U(24)) + (v - start)
+                if x < _LIMIT and p >= begin:
+                    x = (x << _U(32)) | _U(words[p])
+                    p -= 1
+                k = np.int64(low[t]) + a
+                if raw or a == escape[t]:
+                    k, x, p = _pop_rest(k, x, p, begin, words, a == escape[t], np.int64(low[t]), k - 1, shift)
+                digest = (digest ^ _U(k)) * _PRIME
+                plane[i, j] = _grid_value(k, q, spacing, labelling) * row_steps[i]
+                s = next_state[s, k & 1]
+            else:
                 plane[i, j] = np.float32(0)
-                continue
-            q = s & 1
-            k, x, p = _pop(x, p, begin, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
-            digest = (digest ^ _U(k)) * _PRIME
-            plane[i, j] = _grid_value(k, q, spacing, labelling) * row_steps[i]
-            s = next_state[s, k & 1]
     return x, p - begin + 1, digest
 
 
@@ -116,29 +132,36 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
     """
     cumulative, hint, low, escape = tables
     spacing = 1 if next_state.shape[0] == 1 else 2
-    for lane in range(4):
-        x = _U(0)
-        p = end[lane] - 1
-        if p >= begin[lane]:
-            x = _U(words[p])
-            p -= 1
-        x, p = _refill(x, p, begin[lane], words)
-        state[lane] = x
-        left_over[lane] = p
+    raw = 1 if shift > 0 else 0
     b0, b1, b2, b3 = begin[0], begin[1], begin[2], begin[3]
     r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
     n0, n1, n2, n3 = columns[0], columns[1], columns[2], columns[3]
-    x0, x1, x2, x3 = state[0], state[1], state[2], state[3]
-    p0, p1, p2, p3 = left_over[0], left_over[1], left_over[2], left_over[3]
-    d0, d1, d2, d3 = _U(0), _U(0), _U(0), _U(0)
-    s0 = s1 = s2 = s3 = 0
+    x0, p0 = _start(words, b0, end[0])
+    x1, p1 = _start(words, b1, end[1])
+    x2, p2 = _start(words, b2, end[2])
+    x3, p3 = _start(words, b3, end[3])
+    d0 = d1 = d2 = d3 = _U(0)
+    s0 = s1 = s2 = s3 = np.int64(0)
     for j in range(width):
-        c0, c1, c2, c3 = column_codes[n0 + j], column_codes[n1 + j], column_codes[n2 + j], column_codes[n3 + j]
+        c0, c1 = np.int64(column_codes[n0 + j]), np.int64(column_codes[n1 + j])
+        c2, c3 = np.int64(column_codes[n2 + j]), np.int64(column_codes[n3 + j])
         for i in range(height):
             c = min(np.int64(row_codes[r0 + i]) + c0, classes)
             if c > 0:
                 q = s0 & 1
-                k, x0, p0 = _pop(x0, p0, b0, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+                t = 2 * c + (q | raw)
+                v = x0 & _MASK24
+                a = np.int64(hint[t, np.int64(v >> _U(16))])
+                while _U(cumulative[t, a + 1]) <= v:
+                    a += 1
+                start = _U(cumulative[t, a])
+                x0 = (_U(cumulative[t, a + 1]) - start) * (x0 >> _U(24)) + (v - start)
+                if x0 < _LIMIT and p0 >= b0:
+                    x0 = (x0 << _U(32)) | _U(words[p0])
+                    p0 -= 1
+                k = np.int64(low[t]) + a
+                if raw or a == escape[t]:
+                    k, x0, p0 = _pop_rest(k, x0, p0, b0, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 d0 = (d0 ^ _U(k)) * _PRIME
                 plane[r0 + i, n0 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r0 + i]
                 s0 = next_state[s0, k & 1]
@@ -147,7 +170,19 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
             c = min(np.int64(row_codes[r1 + i]) + c1, classes)
             if c > 0:
                 q = s1 & 1
-                k, x1, p1 = _pop(x1, p1, b1, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+                t = 2 * c + (q | raw)
+                v = x1 & _MASK24
+                a = np.int64(hint[t, np.int64(v >> _U(16))])
+                while _U(cumulative[t, a + 1]) <= v:
+                    a += 1
+                start = _U(cumulative[t, a])
+                x1 = (_U(cumulative[t, a + 1]) - start) * (x1 >> _U(24)) + (v - start)
+                if x1 < _LIMIT and p1 >= b1:
+                    x1 = (x1 << _U(32)) | _U(words[p1])
+                    p1 -= 1
+                k = np.int64(low[t]) + a
+                if raw or a == escape[t]:
+                    k, x1, p1 = _pop_rest(k, x1, p1, b1, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 d1 = (d1 ^ _U(k)) * _PRIME
                 plane[r1 + i, n1 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r1 + i]
                 s1 = next_state[s1, k & 1]
@@ -156,7 +191,19 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
             c = min(np.int64(row_codes[r2 + i]) + c2, classes)
             if c > 0:
                 q = s2 & 1
-                k, x2, p2 = _pop(x2, p2, b2, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+                t = 2 * c + (q | raw)
+                v = x2 & _MASK24
+                a = np.int64(hint[t, np.int64(v >> _U(16))])
+                while _U(cumulative[t, a + 1]) <= v:
+                    a += 1
+                start = _U(cumulative[t, a])
+                x2 = (_U(cumulative[t, a + 1]) - start) * (x2 >> _U(24)) + (v - start)
+                if x2 < _LIMIT and p2 >= b2:
+                    x2 = (x2 << _U(32)) | _U(words[p2])
+                    p2 -= 1
+                k = np.int64(low[t]) + a
+                if raw or a == escape[t]:
+                    k, x2, p2 = _pop_rest(k, x2, p2, b2, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 d2 = (d2 ^ _U(k)) * _PRIME
                 plane[r2 + i, n2 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r2 + i]
                 s2 = next_state[s2, k & 1]
@@ -165,7 +212,19 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
             c = min(np.int64(row_codes[r3 + i]) + c3, classes)
             if c > 0:
                 q = s3 & 1
-                k, x3, p3 = _pop(x3, p3, b3, words, 2 * c + (q if shift == 0 else 1), cumulative, hint, low, escape, shift)
+                t = 2 * c + (q | raw)
+                v = x3 & _MASK24
+                a = np.int64(hint[t, np.int64(v >> _U(16))])
+                while _U(cumulative[t, a + 1]) <= v:
+                    a += 1
+                start = _U(cumulative[t, a])
+                x3 = (_U(cumulative[t, a + 1]) - start) * (x3 >> _U(24)) + (v - start)
+                if x3 < _LIMIT and p3 >= b3:
+                    x3 = (x3 << _U(32)) | _U(words[p3])
+                    p3 -= 1
+                k = np.int64(low[t]) + a
+                if raw or a == escape[t]:
+                    k, x3, p3 = _pop_rest(k, x3, p3, b3, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 d3 = (d3 ^ _U(k)) * _PRIME
                 plane[r3 + i, n3 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r3 + i]
                 s3 = next_state[s3, k & 1]
@@ -176,7 +235,7 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
     digests[0], digests[1], digests[2], digests[3] = d0, d1, d2, d3
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _push(x, n, words, start, frequency):
     if (x >> _U(40)) >= frequency:
         words[n] = np.uint32(x & _MASK32)
@@ -235,7 +294,12 @@ def encode_tile(levels, codes, tables, next_state, shift, words):
             x, count = _push_raw(x, count, words, side, 1)
             a = last
         start = _U(cumulative[table, a])
-        x, count = _push(x, count, words, start, _U(cumulative[table, a + 1]) - start)
+        frequency = _U(cumulative[table, a + 1]) - start
+        if (x >> _U(40)) >= frequency:  # `_push`, without a function that takes an array
+            words[count] = np.uint32(x & _MASK32)
+            count += 1
+            x >>= _U(32)
+        x = ((x // frequency) << _U(24)) + x % frequency + start
     while x > 0:
         words[count] = np.uint32(x & _MASK32)
         count += 1
