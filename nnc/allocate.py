@@ -20,12 +20,14 @@ from .errors import InvalidArgument
 from .kernels.streams import replay_levels
 from .partition.grid import choose_grid
 from .quantize.trellis import make_trellis
-from .rdo import (CENTRE, START_SHAPE, WIDTH, Gathered, Search, choose_model, count, find_levels, fit_explicit_set, fit_scales, gather,
+from .rdo import (CENTRE, START_SHAPE, WIDTH, Gathered, Search, choose_model, choose_shift, count, find_levels, fit_explicit_set, fit_scales, gather,
                   level_bits)
 
 SAMPLE = 1 << 15  # weights sampled per tensor ...
 SAMPLES = 1 << 22  # ... and over all tensors
-VECTOR_STEP = 1 / 128  # of the rms, for biases and the like
+MOST_SPACING = 2.4  # distance of the values of one quantizer, of the rms: half a bit is left; beyond, a tensor is soon all zeros
+VECTOR_STEP = 1 / 128  # of the rms, for biases and the like ...
+FINEST_VECTOR_STEP = 1 / 512  # ... and at most this fine: eleven bits
 
 
 def relative_step(rms: float, weights: int) -> float:
@@ -50,6 +52,10 @@ class Sample:
     weights: int
     side: float
     relative: float
+
+    def step(self, factor: float, states: int) -> float:
+        """The step for a common factor: by the rule, but never so coarse that the tensor vanishes."""
+        return min(factor * self.relative, MOST_SPACING * self.rms / make_trellis(states).spacing)
 
 
 def take_sample(plane: np.ndarray, factor: float, most: int, follow: bool) -> Sample:
@@ -93,7 +99,7 @@ def try_step(sample: Sample, step: float, search: Search, bank: ModelBank = Mode
     """Quantize a sample with one step."""
     trellis = make_trellis(search.states)
     moved = sample.index + round(4 * np.log2(sample.rms / (trellis.spacing * step)))
-    shift = max(0, int(np.ceil((np.median(moved) - 26) / 4))) if moved.size else 0
+    shift = choose_shift(float(np.median(moved))) if moved.size else 0
     weights = Gathered((sample.x / np.float32(step)), np.clip(moved - 4 * shift, 1, CLASSES).astype(np.uint8), np.empty(0, np.uint32))
     model = bank.count - 1 if bank.sets else START_SHAPE
     levels = find_levels(weights, level_bits(bank, model), shift, search)
@@ -154,7 +160,7 @@ def fit_bank(trials: Sequence[tuple[Trial, Sample]]) -> ModelBank:
 
 def vector_step(rms: float, typical: float) -> float:
     """Step of a tensor with one long axis: fine enough not to matter, finer when the weights are; `typical`: step / rms of the weights."""
-    return rms * min(VECTOR_STEP, typical / 4)
+    return rms * max(min(VECTOR_STEP, typical / 4), FINEST_VECTOR_STEP)
 
 
 def unreachable(target: str, wanted: float, floor: float) -> InvalidArgument:

@@ -126,7 +126,7 @@ def _meet_target(checkpoint: Checkpoint, plans: list[Plan], asked: Config, pool:
         energy = sum(plan.sample.rms**2 * plan.weights for plan in coded)
 
         def quality(factor: float) -> float:
-            return 10 * log10(energy / max(1e-300, sum(try_step(p.sample, factor * p.sample.relative, fast).error for p in coded)))
+            return 10 * log10(energy / max(1e-300, sum(try_step(p.sample, p.sample.step(factor, search.states), fast).error for p in coded)))
 
         factor = find_factor(quality, wanted, start, -6.02)
         for _ in range(ROUNDS):
@@ -142,7 +142,7 @@ def _meet_target(checkpoint: Checkpoint, plans: list[Plan], asked: Config, pool:
         plan.nbytes * 0.9 for plan in plans if plan.treatment in ("exact", "plain"))
 
     def size(factor: float) -> float:
-        return overhead + sum(try_step(p.sample, factor * p.sample.relative, fast).bits for p in coded) / 8
+        return overhead + sum(try_step(p.sample, p.sample.step(factor, search.states), fast).bits for p in coded) / 8
 
     slope = -weights / 8
     factor = find_factor(size, max(goal * CLOSE, overhead + 0.01 * weights), start, slope)
@@ -170,7 +170,7 @@ def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search
     """Encode every tensor with steps `factor` times the relative ones (all equal for the target "step"); `fixed` keeps what does not depend on it."""
     coded = [plan for plan in plans if plan.treatment == "coded"]
     equal = asked.target[0] == "step"
-    steps = {plan.name: factor * plan.factor if equal else short_step(factor * plan.sample.relative) for plan in coded}
+    steps = {plan.name: factor * plan.factor if equal else short_step(plan.sample.step(factor, search.states)) for plan in coded}
     labels = {"plain": 0, "sign-symmetric": 1}
     chosen = {plan.name: Search(search.states, choose_labelling(plan.sample, steps[plan.name], search) if asked.labelling == "auto" or search.states == 1
                                 else labels[asked.labelling], search.lagrangian, search.passes) for plan in coded}
@@ -184,8 +184,7 @@ def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search
         if progress:
             progress(done, total, f"compress {plan.name}")
         if plan.treatment == "coded":
-            result = encode_coded(plan.name, checkpoint.read(plan.name), steps[plan.name], chosen[plan.name], bank, pool, asked.follow)
-            encoded.append(result if _fits(result) else encode_exact(plan.name, checkpoint.read(plan.name)))
+            encoded.append(encode_coded(plan.name, checkpoint.read(plan.name), steps[plan.name], chosen[plan.name], bank, pool, asked.follow))
         elif plan.treatment == "vector":
             encoded.append(_encode_vector(checkpoint, plan, typical, search))
         elif plan.treatment == "alias":
@@ -213,11 +212,6 @@ def _coded_names(plans: list[Plan]) -> set[str]:
     return {plan.name for plan in plans if plan.treatment == "coded"}
 
 
-def _fits(encoded: EncodedTensor) -> bool:
-    """Whether readers accept so few bytes for so many weights."""
-    return encoded.record.within_expansion
-
-
 def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:
     if folder:
         temporary.mkdir(exist_ok=True)
@@ -227,7 +221,8 @@ def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:
         with open(path, "wb") as out:
             out.writelines(file.chunks())
     if len(paths) > 1:
-        weight_map = {record.name: path.name for path, file in zip(paths, assembly.files) for record in file.directory.records}
+        places = {record.name: path.name for path, file in zip(paths, assembly.files) for record in file.directory.records}
+        weight_map = {e.record.name: places[e.record.name] for e in assembly.encoded}  # readers keep this order
         index = temporary / INDEX_NAME
         index.write_text(json.dumps({"metadata": {"total_size": assembly.size}, "weight_map": weight_map}, indent=1) + "\n")
         paths.append(index)

@@ -12,7 +12,7 @@ from .quantize.trellis import LABELLINGS, STATES
 
 TARGETS = ("bits", "size", "snr", "step")
 ACTIONS = ("exact", "skip", "finer", "coarser")
-DEFAULT_BITS = 4.0
+DEFAULT_SNR = 25.0  # dB: about four bits per weight
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,12 @@ class Rule:
         match, found, action = text.rpartition("=")
         action, _, factor = action.partition(":")
         try:
-            return cls(match, action, float(factor) if factor else 2.0) if found and match else cls("", "")
+            number = float(factor) if factor else 2.0
         except ValueError:
-            raise InvalidArgument(f"rule {text!r}: write GLOB=exact, GLOB=skip, GLOB=finer:2 or GLOB=coarser:2") from None
+            number = None
+        if not (found and match) or number is None:
+            raise InvalidArgument(f"rule {text!r}: write GLOB=exact, GLOB=skip, GLOB=finer:2 or GLOB=coarser:2")
+        return cls(match, action, number)
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,11 @@ class Config:
 
     @property
     def target(self) -> tuple[str, float]:
-        """Name and value of the target; 4 bits per parameter if none was given."""
+        """Name and value of the target; a signal to noise ratio of 25 dB if none was given."""
         for name in TARGETS:
             if getattr(self, name) is not None:
                 return name, float(getattr(self, name))
-        return "bits", DEFAULT_BITS
+        return "snr", DEFAULT_SNR
 
     @property
     def follow(self) -> bool:

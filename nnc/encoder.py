@@ -22,6 +22,7 @@ from .rdo import START_SHAPE, Search, choose_model, count, find_levels, fit_scal
 from .unit import CODED_DTYPES, Codes, Coding, Record
 
 
+FINEST = 1 << 20  # largest weight in steps: levels of the format end at 2^22, and float32 has 24 bits
 LOGARITHMIC = LABELLINGS.id("logarithmic")
 
 
@@ -84,10 +85,14 @@ def make_plane(tensor: torch.Tensor) -> tuple[int, np.ndarray]:
 
 def encode_coded(name: str, tensor: torch.Tensor, step: float, search: Search, bank: ModelBank, pool: Executor | None = None,
                  follow: bool = False) -> EncodedTensor:
-    """Quantize and code a tensor with the given step; `follow`: the steps of the rows follow their scales."""
+    """Quantize and code a tensor with the given step; `follow`: the steps of the rows follow their scales.
+
+    Where the step is finer than float32 can tell, or where so few bytes would remain that readers refuse them, the tensor is kept without loss.
+    """
     split, plane = make_plane(tensor)
     step = float(np.float32(step))
-    return _encode_plane(name, tensor, split, plane, step, step, search, bank, pool, follow)
+    encoded = _encode_plane(name, tensor, split, plane, step, step, search, bank, pool, follow)
+    return encoded if encoded and encoded.record.within_expansion else encode_exact(name, tensor)
 
 
 def encode_logarithmic(name: str, tensor: torch.Tensor, bank: ModelBank) -> EncodedTensor | None:
@@ -100,10 +105,13 @@ def encode_logarithmic(name: str, tensor: torch.Tensor, bank: ModelBank) -> Enco
 
 
 def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray, grid_step: float, step: float, search: Search, bank: ModelBank,
-                  pool: Executor | None, follow: bool = False) -> EncodedTensor:
-    """Code `plane` with levels `grid_step` apart; `step` is what the record says."""
+                  pool: Executor | None, follow: bool = False) -> EncodedTensor | None:
+    """Code `plane` with levels `grid_step` apart; `step` is what the record says.  None if the step is too fine for its largest weight."""
     trellis = make_trellis(search.states)
     scales = fit_scales(plane, trellis.spacing * grid_step, follow)
+    row_steps = scales.row_steps(grid_step)
+    if not (np.maximum(plane.max(1), -plane.min(1)) < row_steps * FINEST).all():
+        return None
     grid = choose_grid(*plane.shape)
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
@@ -122,7 +130,6 @@ def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray
     tables = bank.table_set(model).arrays
     values = np.zeros(plane.shape, np.float32)
     flat = values.reshape(-1)
-    row_steps = scales.row_steps(grid_step)
     labelling = 0 if search.labelling == LOGARITHMIC else search.labelling
 
     def encode(found: np.ndarray, tile: tuple[int, int, int, int]) -> tuple[bytes, int]:

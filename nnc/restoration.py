@@ -28,10 +28,7 @@ class Archive:
 
     files: tuple[Container, ...]
     pool: Executor | None
-
-    @property
-    def records(self) -> list[Record]:
-        return [record for file in self.files for record in file.directory.records]
+    records: tuple[Record, ...]
 
     @property
     def origin(self) -> Origin:
@@ -66,9 +63,13 @@ def open_compressed(path: str | os.PathLike, pool: Executor | None = None) -> It
     if len(names) != len(records):
         raise Corruption(f"{path}: two shards hold the same tensor: the shards do not belong together")
     index = Path(path) / INDEX_NAME
-    if index.is_file() and (missing := json.loads(index.read_text())["weight_map"].keys() ^ names):
-        raise Corruption(f"{path}: tensor {min(missing)!r} is in the index or in a shard, not in both: the shards do not belong together")
-    yield Archive(files, pool)
+    if index.is_file():
+        order = list(json.loads(index.read_text())["weight_map"])
+        if missing := names.symmetric_difference(order):
+            raise Corruption(f"{path}: tensor {min(missing)!r} is in the index or in a shard, not in both: the shards do not belong together")
+        by_name = {record.name: record for record in records}
+        records = [by_name[name] for name in order]
+    yield Archive(files, pool, tuple(records))
 
 
 @contextmanager

@@ -55,12 +55,18 @@ def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
     branch = np.zeros((4, LANES), np.float32)
     decisions = np.zeros((run, words, LANES), np.uint32)
     for i in range(-warm, run):
-        if i <= 0:  # lane 0 starts in state 0, whatever its warm-up did
-            for t in range(states):
-                cost[t, 0] = _FAR
-            cost[0, 0] = 0
         for lane in range(LANES):
-            p = min(max(lane * run + i, 0), n - 1)
+            p = lane * run + i
+            if p <= 0:  # the sequence starts in state 0, whatever was searched before
+                if i <= 0:
+                    for t in range(states):
+                        cost[t, lane] = _FAR
+                    cost[0, lane] = 0
+                p = 0
+            elif p >= n:  # beyond the end every path is free, so the best end of the sequence stays the best
+                for z in range(4):
+                    branch[z, lane] = 0
+                continue
             v = x[p]
             c = 2 * np.int64(classes[p])
             for q in range(2):

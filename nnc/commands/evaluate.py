@@ -1,0 +1,143 @@
+"""`nnc eval` and `nnc sweep`: what compression costs a network at its task."""
+from __future__ import annotations
+
+import tempfile
+from argparse import Namespace, _SubParsersAction
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidArgument
+from .options import Parser, add_command, add_encoding, add_output, add_reporting, add_threads, encoding_of, parse_pair, parse_rates
+from .output import Result, finite, lines_of, printable, table_of
+from .progress import show_progress
+
+if TYPE_CHECKING:
+    from ..evaluation import Point, Report, Task
+
+EVAL = """\
+PATH is a compressed or an original checkpoint.  With --reference the outputs are also compared with
+those of the original: KL divergence in nats per prediction, 1 - cosine of embeddings, or mean squared
+error; this needs no labels.
+
+tasks and their data files:
+  classification   .npz with images and labels: top-1 accuracy in %          options batch, limit, mean, std
+  perplexity       .npy/.npz of token ids, or text: cross-entropy in nats    options window, batch, limit, tokenizer
+  similarity       .npz, .tsv or .csv of sentence pairs: Spearman x 100      options batch, limit, tokenizer, length
+  module:function or path/to/file.py:function of your own, which returns a nnc.evaluation.Task
+
+Functions that --task and --model name are Python code that is run.
+
+examples:
+  nnc eval small.safetensors --task classification --data test.npz --model net.py:build \\
+      --reference net.safetensors
+  nnc eval small/ --task perplexity --data text.txt --option tokenizer=model/ --option window=256
+"""
+SWEEP = """\
+SOURCE is an original checkpoint.  It is compressed at each rate, evaluated beside the original, and a
+Markdown table of accuracy against size is printed; file bytes count everything that is written.
+Tasks, models and options are those of nnc eval.
+
+examples:
+  nnc sweep net.safetensors --task net.py:task --model net.py:build --bits 2,3,4
+  nnc sweep model/ --task perplexity --data text.txt --option tokenizer=model/ --bits 2,2.5,3 -o sweep/
+"""
+
+
+def add_parsers(commands: _SubParsersAction) -> None:
+    parser = add_command(commands, "eval", "run a task with a compressed or an original checkpoint", EVAL, run_eval)
+    parser.add_argument("path", metavar="PATH", help="checkpoint to evaluate: file or folder")
+    _add_task(parser)
+    parser.add_argument("--reference", metavar="ORIGINAL", help="checkpoint to compare the outputs with")
+    parser.add_argument("--layers", action="store_true", help="also the relative error of each layer's outputs; needs --reference")
+    add_reporting(parser, "no progress bar")
+
+    parser = add_command(commands, "sweep", "compress at several rates and tabulate accuracy against size", SWEEP, run_sweep)
+    parser.add_argument("source", metavar="SOURCE", help="original checkpoint: file or folder")
+    parser.add_argument("--bits", type=parse_rates, required=True, metavar="B,B,...", help="rates to try, in bits per weight of the whole file, such as 2,3,4")
+    _add_task(parser)
+    add_encoding(parser)
+    add_threads(parser)
+    add_output(parser, "folder for sweep.csv, sweep.md and sweep.png (default: only print the table)", "FOLDER", required=False)
+    parser.add_argument("--no-plot", action="store_true", help="no sweep.png in FOLDER, and no need for matplotlib")
+    add_reporting(parser, "no progress bar")
+
+
+def _add_task(parser: Parser) -> None:
+    group = parser.add_argument_group("task")
+    group.add_argument("--task", required=True, metavar="NAME", help="classification, perplexity, similarity, module:function or path/to/file.py:function")
+    group.add_argument("--data", metavar="FILE", help="data file of the task; a function of your own may do without")
+    group.add_argument("--model", metavar="MODULE:FUNCTION",
+                       help="function without arguments that returns the torch module to run; path/to/file.py:function too; default: what config.json says")
+    group.add_argument("--option", type=parse_pair, action="append", default=[], metavar="KEY=VALUE", help="option of the task, such as batch=64; may be repeated")
+    group.add_argument("--device", metavar="NAME", help="where the network runs, such as cpu (the default), cuda or cuda:1")
+
+
+def make_chosen_task(arguments: Namespace) -> Task:
+    """The task that the options name."""
+    from ..evaluation import make_task
+
+    options: dict[str, str] = {}
+    for key, value in arguments.option:
+        if key in options or key in ("spec", "data"):
+            reason = "is given twice" if key in options else "has an option of its own: use --task or --data"
+            raise InvalidArgument(f"--option {key}={value}: {key} {reason}")
+        options[key] = value
+    return make_task(arguments.task, arguments.data, **options)
+
+
+def run_eval(arguments: Namespace) -> Result:
+    from ..evaluation import evaluate
+
+    with show_progress(arguments, "batch") as progress:
+        report = evaluate(arguments.path, make_chosen_task(arguments), arguments.model, arguments.reference, arguments.layers, progress, arguments.device)
+    return Result(_describe_report(arguments, report), {"path": arguments.path, "reference": arguments.reference, **report.to_dict()})
+
+
+def _describe_report(arguments: Namespace, report: Report) -> str:
+    pairs = [("path", printable(arguments.path)), ("task", f"{printable(report.task)}, {report.count:,} outputs, {report.seconds:.1f} s")]
+    if report.value is not None:
+        perplexity = "" if report.perplexity is None else f" (perplexity {report.perplexity:.4g})"
+        pairs.append((printable(report.metric), f"{report.value:.4f}{perplexity}"))
+    if report.loss is not None:
+        pairs.append(("lost", f"{report.loss:+.4f} against {report.reference_value:.4f} of {printable(arguments.reference)}"))
+    if report.fidelity is not None:
+        agreed, relative = report.fidelity.top1_agreement, report.fidelity.relative_error
+        more = f", same first choice {100 * agreed:.2f} %" if agreed is not None else f", relative error {relative:.4g}" if relative is not None else ""
+        pairs.append((report.fidelity.name, f"{report.fidelity.value:.4g} from the reference{more}"))
+    text = lines_of([*pairs, *(("note", printable(note)) for note in report.notes)])
+    if not report.layers:
+        return text
+    rows = [[layer.name, layer.kind, f"{layer.relative_error:.4g}"] for layer in report.layers]
+    return f"{text}\n\n{table_of(('layer', 'kind', 'relative error'), rows)}"
+
+
+def run_sweep(arguments: Namespace) -> Result:
+    from ..config import Config, make_config
+    from ..evaluation import sweep
+
+    effort = arguments.effort or (Config() if arguments.config is None else make_config(arguments.config)).effort
+    task = make_chosen_task(arguments)
+
+    def measure(folder: Path, plot: bool) -> tuple[list[Point], str]:
+        with show_progress(arguments, "rate") as progress:
+            points = sweep(arguments.source, task, model=arguments.model, bits=arguments.bits, effort=effort, out=folder, plot=plot, device=arguments.device,
+                           progress=progress, threads=arguments.threads, **encoding_of(arguments))
+        return points, (folder / "sweep.md").read_text(encoding="utf-8").rstrip("\n")
+
+    points, table = _measure_and_keep(arguments, measure)
+    files = [] if arguments.output is None else [str(Path(arguments.output) / f"sweep.{ending}") for ending in ("csv", "md", *(() if arguments.no_plot else ("png",)))]
+    data = {"source": arguments.source, "task": task.name, "effort": effort, "points": [_point(point) for point in points], "files": files}
+    return Result("\n".join(printable(line) for line in table.splitlines()), data)
+
+
+def _measure_and_keep(arguments: Namespace, measure: Callable[[Path, bool], tuple[list[Point], str]]) -> tuple[list[Point], str]:
+    if arguments.output is not None:
+        return measure(Path(arguments.output), not arguments.no_plot)
+    with tempfile.TemporaryDirectory(prefix="nnc-sweep-") as folder:
+        return measure(Path(folder), False)
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {"bits_asked": point.bits_asked, "file_bytes": point.file_bytes, "bits_per_weight": point.bits_per_weight, "ratio": finite(point.ratio),
+            "encode_seconds": point.encode_seconds, "decode_seconds": point.decode_seconds, "report": point.report.to_dict()}
