@@ -43,6 +43,9 @@ class Rule:
         if not (isinstance(self.factor, (int, float)) and isfinite(self.factor) and self.factor >= 1):
             raise InvalidArgument(f"rule {self.match!r}: factor {self.factor!r} must be a number of at least 1")
 
+    def matches(self, name: str) -> bool:
+        return fnmatchcase(name, self.match)
+
     @classmethod
     def parse(cls, text: str) -> Rule:
         """`GLOB=ACTION` or `GLOB=finer:3`."""
@@ -112,7 +115,7 @@ class Config:
 
     def rule_for(self, name: str) -> Rule | None:
         """The last rule that matches a tensor name."""
-        return next((rule for rule in reversed(self.rules) if fnmatchcase(name, rule.match)), None)
+        return next((rule for rule in reversed(self.rules) if rule.matches(name)), None)
 
 
 def make_config(path: str | os.PathLike | None = None, rules: tuple[Rule | str, ...] = (), **options) -> Config:

@@ -17,9 +17,12 @@ from .partition.planes import MAX_AXES, choose_split
 from .unit import CODED_DTYPES, DTYPES, MAX_NAME
 
 
+SMALL = 128  # tensors of at most this many weights are treated like vectors: their bits do not matter
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """treatment: coded (quantized), vector (quantized finely: at most one long axis), exact, plain (an entry of its own) or alias (of `target`; `tied` if it shares its
+    """treatment: coded (quantized), vector (quantized finely: at most one long axis, or tiny), exact, plain (an entry of its own) or alias (of `target`; `tied` if it shares its
     memory, else it merely has the same bytes); factor: of the step by rule; rms, sample: of coded tensors; nonfinite: holds NaN or Inf."""
 
     spec: TensorSpec
@@ -48,7 +51,7 @@ class Plan:
 def plan_tensors(checkpoint: Checkpoint, asked: Config, progress: Callable[[int, int, str], None] | None = None) -> list[Plan]:
     """Read every tensor once and plan it, in the order of the checkpoint."""
     for rule in asked.rules:
-        if not any(asked.rule_for(spec.name) is rule or _matches(rule, spec.name) for spec in checkpoint.specs):
+        if not any(rule.matches(spec.name) for spec in checkpoint.specs):
             raise InvalidArgument(f"rule {rule.match!r} matches no tensor: names look like {checkpoint.specs[0].name!r}")
     codable = sum(spec.dtype in CODED_DTYPES for spec in checkpoint.specs)
     most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
@@ -63,12 +66,6 @@ def plan_tensors(checkpoint: Checkpoint, asked: Config, progress: Callable[[int,
     if progress:
         progress(total, total, "survey")
     return plans
-
-
-def _matches(rule, name: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return fnmatchcase(name, rule.match)
 
 
 def _plan(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, seen: dict[tuple, str], most: int) -> Plan:
@@ -95,7 +92,7 @@ def _plan(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, seen: dict[tu
         return Plan(spec, "exact")
     factor = 1.0 if rule is None else rule.factor if rule.action == "coarser" else 1 / rule.factor
     plane = make_plane(tensor)[1]
-    if choose_split(spec.shape) == 0:
+    if choose_split(spec.shape) == 0 or spec.numel <= SMALL:
         return Plan(spec, "vector", factor, rms=root_mean_square(plane))
     sample = take_sample(plane, factor, most, asked.follow)
     return Plan(spec, "coded", factor, rms=sample.rms, sample=sample)

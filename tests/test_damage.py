@@ -70,7 +70,7 @@ def large(place: Path) -> tuple[bytes, State]:
     draw = torch.Generator().manual_seed(6)
     first, second = torch.randint(0, 256, (2, 17_000), generator=draw, dtype=torch.uint8)
     nnc.compress({"a": torch.randn(20, 20, generator=draw), "first": first, "b": torch.randn(20, 20, generator=draw), "second": second}, path,
-                 bits=8, threads=1)
+                 step=0.05, threads=1)
     container = open_file(path)
     assert [unit.own for unit in container.directory.units] == [False, True, False, True]
     return path.read_bytes(), nnc.load(path, threads=1)
@@ -79,7 +79,7 @@ def large(place: Path) -> tuple[bytes, State]:
 @pytest.fixture(scope="module")
 def shards(place: Path) -> tuple[Path, State]:
     folder = place / "shards"
-    nnc.compress({name: value for name, value in sample_state().items() if name != "matrix"}, folder, bits=20, shard_bytes=60, threads=1)
+    nnc.compress({name: value for name, value in sample_state().items() if name != "matrix"}, folder, step=0.1, shard_bytes=60, threads=1)
     assert len(list(folder.glob("*.nnc.safetensors"))) > 1
     return folder, nnc.load(folder, threads=1)
 
@@ -507,21 +507,28 @@ def test_tensors_that_cost_no_bytes_take_a_few_times_their_size(place, small, ca
 
 @contextmanager
 def at_most(limit: int) -> Iterator[None]:
-    """Checks the growth of the resident memory at its peak; where the system does not tell it, nothing."""
+    """Checks the growth of the resident memory at its peak, and caps the address space, so that a failure is a failure and not the end of the
+    machine.  Where the system does not tell, nothing is checked."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+    def field(name: str) -> int:
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
+
     gc.collect()
     try:
         reset.write_text("5")
     except OSError:
         yield
         return
+    from resource import RLIMIT_AS, getrlimit, setrlimit
 
-    def field(name: str) -> int:
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
-
-    before = field("VmRSS")
-    yield
-    growth = field("VmHWM") - before
+    before, (soft, hard) = field("VmRSS"), getrlimit(RLIMIT_AS)
+    setrlimit(RLIMIT_AS, (field("VmSize") + 2 * limit + 1024 * MEGABYTE, hard))
+    try:
+        yield
+        growth = field("VmHWM") - before
+    finally:
+        setrlimit(RLIMIT_AS, (soft, hard))
     assert growth <= limit, f"took {growth >> 20} MiB, the limit is {limit >> 20}"
 
 

@@ -20,10 +20,13 @@ PATH is a compressed or an original checkpoint.  With --reference the outputs ar
 those of the original: KL divergence in nats per prediction, 1 - cosine of embeddings, or mean squared
 error; this needs no labels.
 
-tasks and their data files:
-  classification   .npz with images and labels: top-1 accuracy in %          options batch, limit, mean, std
-  perplexity       .npy/.npz of token ids, or text: cross-entropy in nats    options window, batch, limit, tokenizer
-  similarity       .npz, .tsv or .csv of sentence pairs: Spearman x 100      options batch, limit, tokenizer, length
+tasks, their data files and options:
+  classification   top-1 accuracy in %; .npz with images and labels
+                   options batch, limit, mean, std
+  perplexity       cross-entropy in nats; .npy or .npz of token ids, or text
+                   options batch, limit, window, tokenizer
+  similarity       Spearman x 100; .npz, .tsv or .csv of sentence pairs
+                   options batch, limit, tokenizer, length
   module:function or path/to/file.py:function of your own, which returns a nnc.evaluation.Task
 
 Functions that --task and --model name are Python code that is run.
