@@ -15,6 +15,7 @@ from .errors import Corruption, InsufficientData, InvalidArgument, NncError, Uns
 EXIT_CODES = {InvalidArgument: 2, Unsupported: 3, Corruption: 4, InsufficientData: 5}
 MACHINE, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
 
+ABOUT = "Neural network weight compression: small checkpoints that load back as runnable models."
 EPILOG = """\
 `nnc COMMAND --help` explains a command with examples.
 
@@ -25,7 +26,7 @@ exit codes: 0 done, 1 the machine failed (memory, disk), 2 wrong usage, 3 not su
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.  argv: the arguments without the name of the program; default: those of the process."""
+    """Run one command and return its exit code.  argv: arguments without the program's name; default: those of the process."""
     try:
         _run(argv)
         if sys.stdout is not None:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """The parser of all commands, in the order of `nnc --help`."""
-    parser = Parser(prog="nnc", description="Neural network weight compression: small checkpoints that load back as runnable models.", epilog=EPILOG)
+    parser = Parser(prog="nnc", description=ABOUT, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"nnc {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (compress, restore, info, evaluate):

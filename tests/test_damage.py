@@ -1,8 +1,8 @@
-"""Damaged and hostile files: every one ends in one of the four errors or in bit-identical tensors, without a warning (they are errors here), and
-without taking memory that the tensors of the file do not need.
+"""Damaged and hostile files: every one ends in one of the four errors or in bit-identical tensors, without a warning (they are
+errors here), and without taking memory that the tensors of the file do not need.
 
-The damage is of three kinds: bytes of a good file cut, changed, added or moved; directories whose checksums were made good again; files
-built by hand from records that no writer makes.
+The damage is of three kinds: bytes of a good file cut, changed, added or moved; directories whose checksums were made good again;
+files built by hand from records that no writer makes.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import torch
@@ -49,8 +50,9 @@ def sample_state() -> State:
     draw = torch.Generator().manual_seed(5)
     matrix = torch.randn(1030, 2, generator=draw) * torch.linspace(0.2, 3, 1030)[:, None]
     bias = torch.randn(12, generator=draw)
-    return {"matrix": matrix, "bias": bias, "variance": torch.rand(9, generator=draw) + 0.5, "half": torch.randn(6, 5, generator=draw).bfloat16(),
-            "steps": torch.tensor([3, 1 << 40, -7, 11]), "zeros": torch.zeros(5, 3), "tied": matrix, "equal": bias.clone(), "empty": torch.zeros(0, 3),
+    return {"matrix": matrix, "bias": bias, "variance": torch.rand(9, generator=draw) + 0.5,
+            "half": torch.randn(6, 5, generator=draw).bfloat16(), "steps": torch.tensor([3, 1 << 40, -7, 11]),
+            "zeros": torch.zeros(5, 3), "tied": matrix, "equal": bias.clone(), "empty": torch.zeros(0, 3),
             "nnc_gain": torch.randn(4, generator=draw).half(), "flags": torch.tensor([True, False, True])}
 
 
@@ -69,8 +71,8 @@ def large(place: Path) -> tuple[bytes, State]:
     path = place / "large.safetensors"
     draw = torch.Generator().manual_seed(6)
     first, second = torch.randint(0, 256, (2, 17_000), generator=draw, dtype=torch.uint8)
-    nnc.compress({"a": torch.randn(20, 20, generator=draw), "first": first, "b": torch.randn(20, 20, generator=draw), "second": second}, path,
-                 step=0.05, threads=1)
+    a, b = torch.randn(2, 20, 20, generator=draw)
+    nnc.compress({"a": a, "first": first, "b": b, "second": second}, path, step=0.05, threads=1)
     container = open_file(path)
     assert [unit.own for unit in container.directory.units] == [False, True, False, True]
     return path.read_bytes(), nnc.load(path, threads=1)
@@ -79,7 +81,8 @@ def large(place: Path) -> tuple[bytes, State]:
 @pytest.fixture(scope="module")
 def shards(place: Path) -> tuple[Path, State]:
     folder = place / "shards"
-    nnc.compress({name: value for name, value in sample_state().items() if name != "matrix"}, folder, step=0.1, shard_bytes=60, threads=1)
+    state = {name: value for name, value in sample_state().items() if name != "matrix"}
+    nnc.compress(state, folder, step=0.1, shard_bytes=60, threads=1)
     assert len(list(folder.glob("*.nnc.safetensors"))) > 1
     return folder, nnc.load(folder, threads=1)
 
@@ -130,7 +133,7 @@ def edit_header(data: bytes, edit: Callable[[dict], object]) -> bytes:
     return struct.pack("<Q", len(text)) + text + data[start:]
 
 
-# ---- bytes of a good file -------------------------------------------------------------------------------------------------------------------------
+# ---- bytes of a good file --------------------------------------------------------------------------------------------
 
 
 def test_every_cut_is_refused(place, small):
@@ -181,7 +184,9 @@ def test_added_bytes_that_the_header_owns_are_refused(place, small):
     data, _ = small
     end = json.loads(data[8:data_start(data)])["nnc"]["data_offsets"][1] + data_start(data)
     assert isinstance(check_bytes(place, edit_header(data[:end] + bytes(8) + data[end:], grow), None), nnc.Corruption)
-    spare = edit_header(data + bytes(8), lambda header: header.update(more={"dtype": "U8", "shape": [8], "data_offsets": [len(data) - data_start(data)] * 2}))
+    last = len(data) - data_start(data)
+    more = {"dtype": "U8", "shape": [8], "data_offsets": [last, last + 8]}
+    spare = edit_header(data + bytes(8), lambda header: header.update(more=more))
     assert isinstance(check_bytes(place, spare, None), nnc.Corruption)
 
 
@@ -228,9 +233,11 @@ def test_edited_headers_are_refused(place, small, edit, error):
     assert type(check_bytes(place, edit_header(small[0], edit), None)) is error
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{", b"[" * 200_000, b'{"a":' * 200_000, b'"' + b"\xff" * 20 + b'"', b"9" * 10_000, b"\xef\xbb\xbf{}",
-                                  b'{"__metadata__":{"nnc":"1"},"nnc":{"dtype":"U8","shape":[' + b"1" * 9000 + b'],"data_offsets":[0,0]}}',
-                                  b'{"__metadata__":{"nnc":"1"},"nnc":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'])
+@pytest.mark.parametrize("text", [
+    b"", b"[]", b"null", b"{", b"[" * 200_000, b'{"a":' * 200_000, b'"' + b"\xff" * 20 + b'"', b"9" * 10_000, b"\xef\xbb\xbf{}",
+    b'{"__metadata__":{"nnc":"1"},"nnc":{"dtype":"U8","shape":[' + b"1" * 9000 + b'],"data_offsets":[0,0]}}',
+    b'{"__metadata__":{"nnc":"1"},"nnc":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+], ids=lambda text: repr(text[:20]))
 def test_headers_that_are_no_header_are_refused(place, text):
     assert isinstance(check_bytes(place, struct.pack("<Q", len(text)) + text, None), nnc.Corruption)
 
@@ -240,7 +247,7 @@ def test_header_lengths_beyond_the_file_are_refused(place, small, length):
     assert isinstance(check_bytes(place, struct.pack("<Q", length) + small[0][8:], None), nnc.Corruption)
 
 
-# ---- checksums made good again --------------------------------------------------------------------------------------------------------------------
+# ---- checksums made good again ---------------------------------------------------------------------------------------
 
 
 def seal(directory: bytes, rest: bytes = b"", entries: dict | None = None, raw: int | None = None) -> bytes:
@@ -257,7 +264,8 @@ def one_unit(place: Path) -> tuple[bytes, Container, bytes, State]:
     """A file without own entries: its directory inflated, the container, the bytes after the directory."""
     path = place / "one.safetensors"
     if not path.exists():
-        nnc.compress({name: value for name, value in sample_state().items() if name != "nnc_gain"}, path, bits=4.2, threads=1)
+        state = {name: value for name, value in sample_state().items() if name != "nnc_gain"}
+        nnc.compress(state, path, bits=4.2, threads=1)
     container = open_file(path)
     (offset, length), data = container.places[0], path.read_bytes()
     packed = data[data_start(data) + 12:offset]
@@ -298,7 +306,7 @@ def test_changed_units_with_good_checksums_never_crash(place):
         check_bytes(place, seal(replace(container.directory, units=(unit,)).write(), changed), None)
 
 
-# ---- records that no writer makes -----------------------------------------------------------------------------------------------------------------
+# ---- records that no writer makes ------------------------------------------------------------------------------------
 
 NONE = Codes("none", 0, 0)
 
@@ -433,7 +441,7 @@ def test_directories_that_inflate_to_much_are_refused_at_once(place, small, raw)
 
 
 def test_few_bytes_do_not_ask_for_many_objects(place, small):
-    """A directory deflates a thousand times: what is made of each of its bytes must stay small, or be bounded by what the tensors are."""
+    """A directory deflates a thousand times: what is made of each of its bytes must stay small, or be bounded by the tensors."""
     tiles, count = 1 << 18, 1 << 18
     lanes = Lanes.make(Writer)
     constant(()).write(lanes)
@@ -451,8 +459,6 @@ def test_few_bytes_do_not_ask_for_many_objects(place, small):
 
 
 def test_many_aliases_take_linear_time(place, small):
-    from time import perf_counter
-
     seconds = []
     for count in (1 << 11, 1 << 13):
         data = pack(constant((3,)), *[alias(str(n), 0) for n in range(count)])
@@ -468,13 +474,16 @@ def overflowing_level() -> bytes:
     return int(counts[:-2].sum()).to_bytes(4, "little").rstrip(b"\0")
 
 
+LEVEL = overflowing_level()
+LARGEST_CODE = zlib.compress(b"\x40")
 NO_CRASH = {
     "no elements, long axes": pack(constant((1 << 40, 1 << 40, 0))),
     "no elements, long axes, exact": pack(exact((1 << 40, 1 << 40, 0), b"", "none")),
     "no elements, fifteen axes": pack(constant((1 << 40,) * 14 + (0,))),
-    "row steps beyond float32": pack(coded((1, 6), split=1, follow=True, step=3e38, base=0, rows=codes("deflated", d := zlib.compress(b"\x40"), 0)), data=d),
-    "logarithmic beyond float32": pack(coded((1,), labelling=2, step=3e38, shift=1, base=36, streams=(len(overflowing_level()),)), data=overflowing_level()),
-    "logarithmic level out of range": pack(coded((1,), labelling=2, shift=16, base=36, streams=(len(overflowing_level()),)), data=overflowing_level()),
+    "row steps beyond float32": pack(coded((1, 6), split=1, follow=True, step=3e38, base=0, rows=codes("deflated", LARGEST_CODE, 0)),
+                                     data=LARGEST_CODE),
+    "logarithmic beyond float32": pack(coded((1,), labelling=2, step=3e38, shift=1, base=36, streams=(len(LEVEL),)), data=LEVEL),
+    "logarithmic level out of range": pack(coded((1,), labelling=2, shift=16, base=36, streams=(len(LEVEL),)), data=LEVEL),
     "largest step": pack(coded((4,), step=3.4e38, base=0)),
     "smallest step": pack(coded((4,), torch.float16, step=1e-45, base=0)),
     "bool that is neither": pack(replace(constant((3,), torch.bool), value=b"\2")),
@@ -507,8 +516,8 @@ def test_tensors_that_cost_no_bytes_take_a_few_times_their_size(place, small, ca
 
 @contextmanager
 def at_most(limit: int) -> Iterator[None]:
-    """Checks the growth of the resident memory at its peak, and caps the address space, so that a failure is a failure and not the end of the
-    machine.  Where the system does not tell, nothing is checked."""
+    """Checks the growth of the resident memory at its peak, and caps the address space, so that a failure is a failure and not the
+    end of the machine.  Where the system does not tell, nothing is checked."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
     def field(name: str) -> int:
@@ -532,7 +541,7 @@ def at_most(limit: int) -> Iterator[None]:
     assert growth <= limit, f"took {growth >> 20} MiB, the limit is {limit >> 20}"
 
 
-# ---- folders of shards ----------------------------------------------------------------------------------------------------------------------------
+# ---- folders of shards -----------------------------------------------------------------------------------------------
 
 
 def test_every_cut_of_an_index_is_refused(shards):
@@ -566,12 +575,13 @@ def test_changed_bytes_of_an_index_are_refused_or_harmless(shards):
 LONG = json.dumps({"weight_map": {"a": "x" * 300}})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{}", "[" * 100_000, '{"weight_map":[]}', '{"weight_map":{}}', '{"weight_map":{"bias":1}}',
-                                  '{"weight_map":{"bias":["x"]}}', '{"weight_map":{"bias":"x","half":1}}', '{"weight_map":{"bias":""}}',
-                                  '{"weight_map":{"bias":".."}}', '{"weight_map":{"bias":"../shards/x"}}', '{"weight_map":{"bias":"/etc/passwd"}}',
-                                  '{"weight_map":{"bias":"a\\u0000b"}}', '{"weight_map":{"bias":"a\\nb"}}', '{"weight_map":{"bias":"\\ud800"}}', LONG,
-                                  json.dumps({"weight_map": {"bias": INDEX_NAME}})],
-                         ids=lambda text: text[:40])
+@pytest.mark.parametrize("text", [
+    "", "[]", "null", "{}", "[" * 100_000, '{"weight_map":[]}', '{"weight_map":{}}', '{"weight_map":{"bias":1}}',
+    '{"weight_map":{"bias":["x"]}}', '{"weight_map":{"bias":"x","half":1}}', '{"weight_map":{"bias":""}}',
+    '{"weight_map":{"bias":".."}}', '{"weight_map":{"bias":"../shards/x"}}', '{"weight_map":{"bias":"/etc/passwd"}}',
+    '{"weight_map":{"bias":"a\\u0000b"}}', '{"weight_map":{"bias":"a\\nb"}}', '{"weight_map":{"bias":"\\ud800"}}', LONG,
+    json.dumps({"weight_map": {"bias": INDEX_NAME}}),
+], ids=lambda text: text[:40])
 def test_indexes_that_are_no_index_are_refused(shards, text):
     folder, _ = shards
     index = folder / INDEX_NAME
@@ -595,9 +605,11 @@ def test_shards_that_do_not_belong_together_are_refused(place, shards):
         assert isinstance(check_reading(folder, None), nnc.InvalidArgument)
         second.write_bytes(two[:-1])
         assert isinstance(check_reading(folder, None), nnc.Corruption)
-        first.write_bytes(two), second.write_bytes(one)  # other names, but all there
+        first.write_bytes(two)  # other names, but all there
+        second.write_bytes(one)
         state = nnc.load(folder, threads=1)
         assert state.keys() == expected.keys() and is_same({name: state[name] for name in expected}, expected)
     finally:
-        first.write_bytes(one), second.write_bytes(two)
+        first.write_bytes(one)
+        second.write_bytes(two)
     assert check_reading(folder, expected) is None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgument
 from .options import add_command, add_encoding, add_output, add_overwrite, add_reporting, add_threads, encoding_of, parse_size
-from .output import Result, finite, lines_of, listed, printable
+from .output import Result, finite, lines_of, listed, place, printable, reduction
 from .progress import show_progress
 
 if TYPE_CHECKING:
@@ -33,16 +33,19 @@ def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "compress", "compress a checkpoint", ABOUT, run_compress)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint to compress: folder or file")
     add_output(parser, "where to write: a name that ends in .safetensors, or a folder")
-    group = parser.add_argument_group("target (one of them; default: --bits 4)").add_mutually_exclusive_group()
-    group.add_argument("--bits", type=float, metavar="B", help="bits per weight: bits of all files divided by the number of weights")
-    group.add_argument("--size", type=parse_size, metavar="BYTES", help="bytes of all files at most: 50000, 500kB, 2MB (powers of 1000), 1.5MiB (of 1024)")
-    group.add_argument("--snr", type=float, metavar="DB", help="signal to noise ratio over all quantized weights, in dB; 6.02 dB more is about 1 bit per weight more")
-    group.add_argument("--step", type=float, metavar="S", help="one absolute quantization step for all tensors, in units of the weights")
+    group = parser.add_argument_group("target (one of them; default: --snr 25, about 4 bits per weight)").add_mutually_exclusive_group()
+    group.add_argument("--bits", type=float, metavar="B", help="bits per weight: bits of all files / number of weights")
+    group.add_argument("--size", type=parse_size, metavar="BYTES",
+                       help="bytes of all files at most: 50000, 500kB, 2MB (powers of 1000), 1.5MiB (of 1024)")
+    group.add_argument("--snr", type=float, metavar="DB",
+                       help="signal to noise ratio over all quantized weights, in dB; 6.02 dB more take about 1 bit per weight more")
+    group.add_argument("--step", type=float, metavar="S", help="one quantization step for all tensors, in units of the weights")
     add_encoding(parser)
     group = parser.add_argument_group("input and output")
-    group.add_argument("--weights-key", metavar="KEY", help="dotted key of the state dict in a torch file, such as model.ema; '' is the top level "
-                                                            "(needed only if tensors stand in several places)")
-    group.add_argument("--shard-size", type=parse_size, metavar="BYTES", help="bytes per file at most in an output folder (default 5GB)")
+    group.add_argument("--weights-key", metavar="KEY",
+                       help="dotted key of the state dict in a torch file, such as model.ema; '' is the top level "
+                            "(needed only if tensors stand in several places)")
+    group.add_argument("--shard-size", type=parse_size, metavar="BYTES", help="bytes per file at most in a folder (default 5GB)")
     add_threads(group)
     add_overwrite(group)
     add_reporting(parser, "no progress bar and no summary; errors are still told")
@@ -52,23 +55,24 @@ def run_compress(arguments: Namespace) -> Result:
     from ..compression import compress
 
     if arguments.shard_size is not None and Path(arguments.output).suffix == ".safetensors":
-        raise InvalidArgument(f"--shard-size splits a folder, {arguments.output} is one file: leave the option out or name a folder")
+        raise InvalidArgument(f"--shard-size splits a folder, {arguments.output} is one file: leave it out or name a folder")
     start = time.perf_counter()
     with show_progress(arguments, "B") as progress:
-        summary = compress(arguments.source, arguments.output, bits=arguments.bits, size=arguments.size, snr=arguments.snr, step=arguments.step,
-                           effort=arguments.effort, weights_key=arguments.weights_key, shard_bytes=arguments.shard_size, threads=arguments.threads,
-                           overwrite=arguments.overwrite, progress=progress, **encoding_of(arguments))
-    return describe_summary(arguments, summary, time.perf_counter() - start)
+        summary = compress(arguments.source, arguments.output, bits=arguments.bits, size=arguments.size, snr=arguments.snr,
+                           step=arguments.step, effort=arguments.effort, **encoding_of(arguments), weights_key=arguments.weights_key,
+                           shard_bytes=arguments.shard_size, threads=arguments.threads, overwrite=arguments.overwrite,
+                           progress=progress)
+    return _describe(arguments, summary, time.perf_counter() - start)
 
 
-def describe_summary(arguments: Namespace, summary: Summary, seconds: float) -> Result:
-    ratio = summary.original_bytes / max(1, summary.file_bytes)
-    data = {"source": arguments.source, "output": arguments.output, "files": [str(path) for path in summary.files], "original_bytes": summary.original_bytes,
-            "file_bytes": summary.file_bytes, "ratio": ratio, "parameters": summary.parameters, "tensors": summary.tensors,
-            "bits_per_weight": summary.bits_per_weight, "snr_db": finite(summary.snr), "factor": summary.factor, "kept_exact": list(summary.kept),
-            "left_out": list(summary.left_out), "seconds": seconds}
-    pairs = [("source", printable(arguments.source)), ("output", printable(arguments.output) + (f", {len(summary.files)} files" if len(summary.files) > 1 else "")),
-             ("bytes", f"{summary.original_bytes:,} -> {summary.file_bytes:,}, ratio {ratio:.2f}"),
+def _describe(arguments: Namespace, summary: Summary, seconds: float) -> Result:
+    before, after = summary.original_bytes, summary.file_bytes
+    data = {"source": arguments.source, "output": arguments.output, "files": [str(path) for path in summary.files],
+            "original_bytes": before, "file_bytes": after, "ratio": before / max(1, after), "parameters": summary.parameters,
+            "tensors": summary.tensors, "bits_per_weight": summary.bits_per_weight, "snr_db": finite(summary.snr),
+            "factor": summary.factor, "kept_exact": list(summary.kept), "left_out": list(summary.left_out), "seconds": seconds}
+    pairs = [("source", printable(arguments.source)), ("output", place(arguments.output, len(summary.files))),
+             ("bytes", reduction(before, after)),
              ("bits/weight", f"{summary.bits_per_weight:.3f} ({summary.parameters:,} weights, {summary.tensors:,} tensors)"),
              ("weights SNR", f"{summary.snr:.2f} dB" if isfinite(summary.snr) else "no error")]
     if summary.kept:

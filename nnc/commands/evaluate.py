@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import tempfile
 from argparse import Namespace, _SubParsersAction
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .options import Parser, add_command, add_encoding, add_output, add_reporting, add_threads, encoding_of, parse_pair, parse_rates
-from .output import Result, finite, lines_of, printable, table_of
+from .options import (Parser, add_command, add_encoding, add_output, add_reporting, add_threads, encoding_of, parse_pair,
+                      parse_rates)
+from .output import Result, lines_of, printable, table_of
 from .progress import show_progress
 
 if TYPE_CHECKING:
@@ -52,12 +52,13 @@ def add_parsers(commands: _SubParsersAction) -> None:
     parser.add_argument("path", metavar="PATH", help="checkpoint to evaluate: file or folder")
     _add_task(parser)
     parser.add_argument("--reference", metavar="ORIGINAL", help="checkpoint to compare the outputs with")
-    parser.add_argument("--layers", action="store_true", help="also the relative error of each layer's outputs; needs --reference")
+    parser.add_argument("--layers", action="store_true", help="also the relative error of each layer; needs --reference")
     add_reporting(parser, "no progress bar")
 
     parser = add_command(commands, "sweep", "compress at several rates and tabulate accuracy against size", SWEEP, run_sweep)
     parser.add_argument("source", metavar="SOURCE", help="original checkpoint: file or folder")
-    parser.add_argument("--bits", type=parse_rates, required=True, metavar="B,B,...", help="rates to try, in bits per weight of the whole file, such as 2,3,4")
+    parser.add_argument("--bits", type=parse_rates, required=True, metavar="B,B,...",
+                        help="rates to try, in bits per weight of the whole file, such as 2,3,4")
     _add_task(parser)
     add_encoding(parser)
     add_threads(parser)
@@ -68,11 +69,14 @@ def add_parsers(commands: _SubParsersAction) -> None:
 
 def _add_task(parser: Parser) -> None:
     group = parser.add_argument_group("task")
-    group.add_argument("--task", required=True, metavar="NAME", help="classification, perplexity, similarity, module:function or path/to/file.py:function")
+    group.add_argument("--task", required=True, metavar="NAME",
+                       help="classification, perplexity, similarity, module:function or path/to/file.py:function")
     group.add_argument("--data", metavar="FILE", help="data file of the task; a function of your own may do without")
     group.add_argument("--model", metavar="MODULE:FUNCTION",
-                       help="function without arguments that returns the torch module to run; path/to/file.py:function too; default: what config.json says")
-    group.add_argument("--option", type=parse_pair, action="append", default=[], metavar="KEY=VALUE", help="option of the task, such as batch=64; may be repeated")
+                       help="function without arguments that returns the torch module to run; path/to/file.py:function too; "
+                            "default: what config.json says")
+    group.add_argument("--option", type=parse_pair, action="append", default=[], metavar="KEY=VALUE",
+                       help="option of the task, such as batch=64; may be repeated")
     group.add_argument("--device", metavar="NAME", help="where the network runs, such as cpu (the default), cuda or cuda:1")
 
 
@@ -93,21 +97,27 @@ def run_eval(arguments: Namespace) -> Result:
     from ..evaluation import evaluate
 
     with show_progress(arguments, "batch") as progress:
-        report = evaluate(arguments.path, make_chosen_task(arguments), arguments.model, arguments.reference, arguments.layers, progress, arguments.device)
-    return Result(_describe_report(arguments, report), {"path": arguments.path, "reference": arguments.reference, **report.to_dict()})
+        report = evaluate(arguments.path, make_chosen_task(arguments), arguments.model, arguments.reference, arguments.layers,
+                          progress, arguments.device)
+    data = {"path": arguments.path, "reference": arguments.reference, **report.to_dict()}
+    return Result(_describe_report(arguments, report), data)
 
 
 def _describe_report(arguments: Namespace, report: Report) -> str:
-    pairs = [("path", printable(arguments.path)), ("task", f"{printable(report.task)}, {report.count:,} outputs, {report.seconds:.1f} s")]
+    pairs = [("path", printable(arguments.path)),
+             ("task", f"{printable(report.task)}, {report.count:,} outputs, {report.seconds:.1f} s")]
     if report.value is not None:
         perplexity = "" if report.perplexity is None else f" (perplexity {report.perplexity:.4g})"
         pairs.append((printable(report.metric), f"{report.value:.4f}{perplexity}"))
     if report.loss is not None:
         pairs.append(("lost", f"{report.loss:+.4f} against {report.reference_value:.4f} of {printable(arguments.reference)}"))
     if report.fidelity is not None:
-        agreed, relative = report.fidelity.top1_agreement, report.fidelity.relative_error
-        more = f", same first choice {100 * agreed:.2f} %" if agreed is not None else f", relative error {relative:.4g}" if relative is not None else ""
-        pairs.append((report.fidelity.name, f"{report.fidelity.value:.4g} from the reference{more}"))
+        distance = f"{report.fidelity.value:.4g} from the reference"
+        if report.fidelity.top1_agreement is not None:
+            distance += f", same first choice {100 * report.fidelity.top1_agreement:.2f} %"
+        if report.fidelity.relative_error is not None:
+            distance += f", relative error {report.fidelity.relative_error:.4g}"
+        pairs.append((report.fidelity.name, distance))
     text = lines_of([*pairs, *(("note", printable(note)) for note in report.notes)])
     if not report.layers:
         return text
@@ -117,30 +127,33 @@ def _describe_report(arguments: Namespace, report: Report) -> str:
 
 def run_sweep(arguments: Namespace) -> Result:
     from ..config import Config, make_config
-    from ..evaluation import sweep
 
     effort = arguments.effort or (Config() if arguments.config is None else make_config(arguments.config)).effort
     task = make_chosen_task(arguments)
-
-    def measure(folder: Path, plot: bool) -> tuple[list[Point], str]:
-        with show_progress(arguments, "rate") as progress:
-            points = sweep(arguments.source, task, model=arguments.model, bits=arguments.bits, effort=effort, out=folder, plot=plot, device=arguments.device,
-                           progress=progress, threads=arguments.threads, **encoding_of(arguments))
-        return points, (folder / "sweep.md").read_text(encoding="utf-8").rstrip("\n")
-
-    points, table = _measure_and_keep(arguments, measure)
-    files = [] if arguments.output is None else [str(Path(arguments.output) / f"sweep.{ending}") for ending in ("csv", "md", *(() if arguments.no_plot else ("png",)))]
-    data = {"source": arguments.source, "task": task.name, "effort": effort, "points": [_point(point) for point in points], "files": files}
+    if arguments.output is None:
+        files: list[Path] = []
+        with tempfile.TemporaryDirectory(prefix="nnc-sweep-") as folder:
+            points, table = _measure(arguments, task, effort, Path(folder), plot=False)
+    else:
+        folder = Path(arguments.output)
+        files = [folder / "sweep.csv", folder / "sweep.md"] + ([] if arguments.no_plot else [folder / "sweep.png"])
+        points, table = _measure(arguments, task, effort, folder, plot=not arguments.no_plot)
+    data = {"source": arguments.source, "task": task.name, "effort": effort, "points": [_point(point) for point in points],
+            "files": [str(file) for file in files]}
     return Result("\n".join(printable(line) for line in table.splitlines()), data)
 
 
-def _measure_and_keep(arguments: Namespace, measure: Callable[[Path, bool], tuple[list[Point], str]]) -> tuple[list[Point], str]:
-    if arguments.output is not None:
-        return measure(Path(arguments.output), not arguments.no_plot)
-    with tempfile.TemporaryDirectory(prefix="nnc-sweep-") as folder:
-        return measure(Path(folder), False)
+def _measure(arguments: Namespace, task: Task, effort: str, folder: Path, plot: bool) -> tuple[list[Point], str]:
+    """The points, and the table in Markdown."""
+    from ..evaluation import sweep
+
+    with show_progress(arguments, "rate") as progress:
+        points = sweep(arguments.source, task, model=arguments.model, bits=arguments.bits, effort=effort, out=folder, plot=plot,
+                       device=arguments.device, progress=progress, threads=arguments.threads, **encoding_of(arguments))
+    return points, (folder / "sweep.md").read_text(encoding="utf-8")
 
 
 def _point(point: Point) -> dict[str, Any]:
-    return {"bits_asked": point.bits_asked, "file_bytes": point.file_bytes, "bits_per_weight": point.bits_per_weight, "ratio": finite(point.ratio),
-            "encode_seconds": point.encode_seconds, "decode_seconds": point.decode_seconds, "report": point.report.to_dict()}
+    return {"bits_asked": point.bits_asked, "file_bytes": point.file_bytes, "bits_per_weight": point.bits_per_weight,
+            "ratio": point.ratio, "encode_seconds": point.encode_seconds, "decode_seconds": point.decode_seconds,
+            "report": point.report.to_dict()}

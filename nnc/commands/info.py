@@ -4,11 +4,10 @@ from __future__ import annotations
 import shutil
 import sys
 from argparse import Namespace, _SubParsersAction
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .options import add_command
-from .output import Result, lines_of, printable, table_of
+from .output import Result, lines_of, place, printable, reduction, table_of
 
 if TYPE_CHECKING:
     from ..inspection import FileInfo, TensorInfo
@@ -40,7 +39,8 @@ def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "info", "show what a compressed checkpoint holds", ABOUT, run_info)
     parser.add_argument("path", metavar="PATH", help="compressed file or folder")
     parser.add_argument("--sort", choices=("size", "name", "bits"),
-                        help="order of the tensors: size (most bytes first), name, bits (most bits per weight first); default: as in the checkpoint")
+                        help="order of the tensors: size (most bytes first), name, bits (most bits per weight first); "
+                             "default: as in the checkpoint")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -62,23 +62,32 @@ def _describe_file(path: str, info: FileInfo) -> str:
     def part(size: int) -> str:
         return f"{size:,} bytes, {100 * size / max(1, info.file_bytes):.1f} %"
 
-    files = f", {len(info.files)} files" if len(info.files) > 1 else ""
-    return lines_of([("path", f"{printable(path)}{files}, made from: {printable(info.origin)}"),
-                     ("bytes", f"{info.original_bytes:,} -> {info.file_bytes:,}, ratio {info.original_bytes / max(1, info.file_bytes):.2f}"),
+    return lines_of([("path", f"{place(path, len(info.files))}, made from: {printable(info.origin)}"),
+                     ("bytes", reduction(info.original_bytes, info.file_bytes)),
                      ("bits/weight", f"{info.bits_per_weight:.3f} ({info.parameters:,} weights, {len(info.tensors):,} tensors)"),
-                     ("payload", part(info.payload)), ("side information", part(info.side)), ("exact", part(info.exact)), ("overhead", part(info.overhead))])
+                     ("payload", part(info.payload)), ("side information", part(info.side)), ("exact", part(info.exact)),
+                     ("overhead", part(info.overhead))])
 
 
 def _row(tensor: TensorInfo) -> list[str]:
     logarithmic = tensor.labelling == "logarithmic"
-    lossless = "-" if tensor.kind in ("alias", "tied") else "exact"
-    return [tensor.name, "x".join(map(str, tensor.shape)) or "scalar", tensor.dtype, "logarithmic" if logarithmic else tensor.kind,
-            "-" if tensor.step is None or logarithmic else f"{tensor.step:.4g}", "-" if tensor.states is None else str(tensor.states), str(tensor.bytes),
-            f"{tensor.bits:.3f}", lossless if tensor.snr is None else f"{tensor.snr:.1f}", f"{100 * tensor.share:.2f}%"]
+    unquantized = "-" if tensor.kind in ("alias", "tied") else "exact"
+    return [tensor.name, "x".join(map(str, tensor.shape)) or "scalar", tensor.dtype,
+            "logarithmic" if logarithmic else tensor.kind,
+            "-" if tensor.step is None or logarithmic else f"{tensor.step:.4g}",
+            "-" if tensor.states is None else str(tensor.states),
+            str(tensor.bytes), f"{tensor.bits:.3f}",
+            unquantized if tensor.snr is None else f"{tensor.snr:.1f}", f"{100 * tensor.share:.2f}%"]
 
 
 def _data(path: str, info: FileInfo, tensors: list[TensorInfo]) -> dict[str, Any]:
-    return {"path": path, "files": list(info.files), "origin": info.origin, "original_bytes": info.original_bytes, "file_bytes": info.file_bytes,
-            "ratio": info.original_bytes / max(1, info.file_bytes), "parameters": info.parameters, "bits_per_weight": info.bits_per_weight,
-            "payload_bytes": info.payload, "side_bytes": info.side, "exact_bytes": info.exact, "overhead_bytes": info.overhead,
-            "tensors": [asdict(tensor) for tensor in tensors]}
+    return {"path": path, "files": list(info.files), "origin": info.origin, "original_bytes": info.original_bytes,
+            "file_bytes": info.file_bytes, "ratio": info.original_bytes / max(1, info.file_bytes), "parameters": info.parameters,
+            "bits_per_weight": info.bits_per_weight, "payload_bytes": info.payload, "side_bytes": info.side,
+            "exact_bytes": info.exact, "overhead_bytes": info.overhead, "tensors": [_tensor_data(tensor) for tensor in tensors]}
+
+
+def _tensor_data(tensor: TensorInfo) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "kind": tensor.kind, "step": tensor.step,
+            "states": tensor.states, "labelling": tensor.labelling, "ctus": tensor.ctus, "bytes": tensor.bytes,
+            "bits_per_weight": tensor.bits, "snr_db": tensor.snr, "share": tensor.share}

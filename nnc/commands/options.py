@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter, _ActionsContainer, _SubParsersAction
+from argparse import (ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter, _ActionsContainer,
+                      _SubParsersAction)
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from ..errors import InvalidArgument
 from .output import Result
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+         "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 MOST_BYTES = 2**63 - 1
 
 
@@ -31,7 +33,8 @@ class Parser(ArgumentParser):
         raise InvalidArgument(f"{message}: see {self.prog} --help")
 
 
-def add_command(commands: _SubParsersAction, name: str, summary: str, description: str, run: Callable[[Namespace], Result]) -> Parser:
+def add_command(commands: _SubParsersAction, name: str, summary: str, description: str,
+                run: Callable[[Namespace], Result]) -> Parser:
     """A parser for one command; `run` takes the parsed arguments."""
     parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n{description}")
     parser.set_defaults(run=run)
@@ -43,11 +46,13 @@ def add_output(parser: _ActionsContainer, what: str, metavar: str = "OUT", requi
 
 
 def add_overwrite(parser: _ActionsContainer) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; the old one stays until the new one is complete")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace OUT if it exists; the old one stays until the new one is complete")
 
 
 def add_threads(parser: _ActionsContainer) -> None:
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to use, 1 or more (default: all cores, 16 at most); the result does not depend on it")
+    parser.add_argument("--threads", type=int, metavar="N",
+                        help="threads to use, 1 or more (default: all cores, 16 at most); the result does not depend on it")
 
 
 def add_reporting(parser: _ActionsContainer, quiet: str) -> None:
@@ -61,20 +66,26 @@ def add_encoding(parser: _ActionsContainer) -> None:
     """How to encode, for compress and sweep."""
     group = parser.add_argument_group("encoding")
     group.add_argument("--effort", metavar="LEVEL",
-                       help="fast, default, high or max: 1, 8, 64 or 256 trellis states; each level takes longer to compress and makes smaller files")
-    group.add_argument("--states", type=int, metavar="N", help="trellis states instead of those of the effort: 1, 4, 8, 16, 32, 64, 128 or 256")
-    group.add_argument("--labelling", metavar="NAME", help="grids of the trellis: auto (chosen per tensor, the default), plain or sign-symmetric")
-    group.add_argument("--lagrangian", type=float, metavar="L", help="weight of one bit against the squared error, in step^2 (default: by effort, about 0.14 to 0.38)")
-    group.add_argument("--config", metavar="FILE", help="TOML file with options by name and [[rules]]; options of the command line win over it")
+                       help="fast, default, high or max: 1, 8, 64 or 256 trellis states; each level takes longer to compress "
+                            "and makes smaller files")
+    group.add_argument("--states", type=int, metavar="N",
+                       help="trellis states instead of those of the effort: 1, 4, 8, 16, 32, 64, 128 or 256")
+    group.add_argument("--labelling", metavar="NAME",
+                       help="grids of the trellis: auto (chosen per tensor, the default), plain or sign-symmetric")
+    group.add_argument("--lagrangian", type=float, metavar="L",
+                       help="weight of one bit against the squared error, in step^2 (default: by effort, 0.14 to 0.38)")
+    group.add_argument("--config", metavar="FILE",
+                       help="TOML file with options by name and [[rules]]; options of the command line win over it")
     group.add_argument("--rule", action="append", default=[], metavar="GLOB=ACTION[:FACTOR]",
-                       help="for tensors whose name matches GLOB: exact (no loss), skip (left uncompressed, readable by any safetensors tool), finer:2 or coarser:2 "
-                            "(step divided or multiplied, default factor 2); may be given several times, the last match counts")
+                       help="for tensors whose name matches GLOB: exact (no loss), skip (left uncompressed, readable by any "
+                            "safetensors tool), finer:2 or coarser:2 (step divided or multiplied, default factor 2); may be "
+                            "given several times, the last match counts")
 
 
 def encoding_of(arguments: Namespace) -> dict[str, Any]:
     """The options of `add_encoding` but effort, as `compress` takes them."""
-    return {"states": arguments.states, "labelling": arguments.labelling, "lagrangian": arguments.lagrangian, "config": arguments.config,
-            "rules": tuple(arguments.rule)}
+    return {"states": arguments.states, "labelling": arguments.labelling, "lagrangian": arguments.lagrangian,
+            "config": arguments.config, "rules": tuple(arguments.rule)}
 
 
 def parse_size(text: str) -> int:

@@ -15,7 +15,8 @@ COLUMNS, ROWS = 80, 24  # of a terminal that does not know its own size, where t
 
 @contextmanager
 def show_progress(arguments: Namespace, unit: str) -> Iterator[Progress | None]:
-    """A callback (done, total, text) that draws a bar named after the command; None where stderr is no terminal, and with --quiet or --json.  unit: "B" for bytes."""
+    """A callback (done, total, text) that draws a bar named after the command; None where stderr is no terminal, and with --quiet
+    or --json.  unit: "B" for bytes."""
     if arguments.quiet or arguments.json or sys.stderr is None or not sys.stderr.isatty():
         yield None
         return

@@ -5,7 +5,7 @@ import time
 from argparse import Namespace, _SubParsersAction
 
 from .options import add_command, add_output, add_overwrite, add_reporting, add_threads
-from .output import Result, lines_of, printable
+from .output import Result, lines_of, place, printable
 from .progress import show_progress
 
 DECOMPRESS = """\
@@ -26,7 +26,8 @@ example:
 
 
 def add_parsers(commands: _SubParsersAction) -> None:
-    parser = add_command(commands, "decompress", "write a compressed checkpoint back as an ordinary one", DECOMPRESS, run_decompress)
+    parser = add_command(commands, "decompress", "write a compressed checkpoint back as an ordinary one", DECOMPRESS,
+                         run_decompress)
     parser.add_argument("path", metavar="PATH", help="compressed file or folder")
     add_output(parser, "where to write; the ending says which form")
     add_threads(parser)
@@ -44,12 +45,14 @@ def run_decompress(arguments: Namespace) -> Result:
 
     start = time.perf_counter()
     with show_progress(arguments, "B") as progress:
-        files = decompress(arguments.path, arguments.output, threads=arguments.threads, overwrite=arguments.overwrite, progress=progress)
+        files = decompress(arguments.path, arguments.output, threads=arguments.threads, overwrite=arguments.overwrite,
+                           progress=progress)
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in files)
-    data = {"path": arguments.path, "output": arguments.output, "files": [str(file) for file in files], "file_bytes": size, "seconds": seconds}
-    pairs = [("path", printable(arguments.path)), ("output", printable(arguments.output) + (f", {len(files)} files" if len(files) > 1 else "")),
-             ("bytes", f"{size:,}"), ("seconds", f"{seconds:.1f}")]
+    data = {"path": arguments.path, "output": arguments.output, "files": [str(file) for file in files], "file_bytes": size,
+            "seconds": seconds}
+    pairs = [("path", printable(arguments.path)), ("output", place(arguments.output, len(files))), ("bytes", f"{size:,}"),
+             ("seconds", f"{seconds:.1f}")]
     return Result(lines_of(pairs), data, secondary=True)
 
 

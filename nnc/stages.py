@@ -1,0 +1,42 @@
+"""The contracts on one page: what flows between the stages, who may import whom.  Read this first.
+
+    checkpoint > tensor > plane > CTU > levels > words > unit > container      (encoder)
+    checkpoint < tensor < plane         < levels < words < unit < container    (decoder)
+
+| arrow | type | rule |
+|---|---|---|
+| tensor > plane | float32 (rows, columns), a view where possible; `split` says how | partition/planes.py |
+| plane > CTU | tiles of a Grid in raster order; each is one stream, decodable alone | partition/grid.py |
+| CTU > weights | float32 (n,) in steps, down the columns; uint8 (n,) scale indices 1..36 | rdo.gather |
+| weights > levels | int32 (n,), |level| < 2^22 | a Search: scalar or trellis |
+| levels > values | float32, the integer of the grid times the step of the row, one rounding | quantize/, kernels/streams.py |
+| levels > words | uint32, coded with the table of (scale index, quantizer) of one model | coder.py, kernels/streams.py |
+| words > unit | bytes with a Record that says how to read them, checksum, digest | unit.py |
+| unit > container | entries of a .safetensors file | container.py |
+
+What is asked for is a `config.Config`; what was chosen is a `unit.Coding`.  The two never meet: the decoder knows only the latter.
+
+A variant of a stage is one file (or one row of a table) and one id: STATES and LABELLINGS in quantize/trellis.py, MODES in entropy/scales.py, the shapes in
+entropy/parametric.py, KINDS, FILTERS and DTYPES in unit.py.  An id names one meaning for ever.
+"""
+from __future__ import annotations
+
+# Modules by layer, from the bottom; a module imports only from layers below its own (tests/test_structure.py holds it).
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("bits", "registry", "kernels", "stages"),
+    ("coder", "partition", "quantize"),
+    ("entropy", "config", "checkpoint"),
+    ("unit",),
+    ("container", "decoder", "rdo"),
+    ("encoder", "allocate", "restoration"),
+    ("assembly", "plan", "inspection"),
+    ("compression",),
+    ("evaluation",),
+    ("commands", "__init__"),
+    ("__main__",),
+)
+
+# What a decoder consists of: none of it may import any other module of the package.
+DECODER = ("errors", "bits", "registry", "kernels", "coder", "partition", "quantize", "entropy", "checkpoint", "unit", "container", "decoder", "restoration",
+           "inspection", "stages")
