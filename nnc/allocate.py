@@ -8,7 +8,7 @@ The survey codes samples of every tensor at trial steps, so that a target is met
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import frexp, ldexp
 
@@ -16,7 +16,6 @@ import numpy as np
 
 from .entropy.explicit import TABLES, ModelBank
 from .entropy.parametric import CLASSES
-from .errors import InvalidArgument
 from .kernels.streams import replay_levels
 from .partition.grid import choose_grid
 from .quantize.trellis import make_trellis
@@ -123,31 +122,6 @@ def choose_labelling(sample: Sample, step: float, search: Search) -> int:
     return int(cost[1] < cost[0])
 
 
-def find_factor(measure: Callable[[float], float], goal: float, start: float, slope: float, rounds: int = 12) -> float:
-    """The factor of all steps at which `measure` (bits, falling) equals `goal`, by secants on its logarithm.
-
-    slope: expected bits per octave of the factor, negative.  InvalidArgument if no factor within 2^-24..2^24 of `start` reaches the goal.
-    """
-    at = np.log2(start)
-    low, high = at - 24.0, at + 24.0
-    value = measure(2.0**at)
-    for _ in range(rounds):
-        if abs(value - goal) <= 0.002 * goal:
-            break
-        if value > goal:
-            low = at
-        else:
-            high = at
-        new = at + (goal - value) / slope
-        if not low < new < high:
-            new = (low + high) / 2
-        new_value = measure(2.0**new)
-        if new != at and (new_value - value) / (new - at) < 0:
-            slope = (new_value - value) / (new - at)
-        at, value = new, new_value
-    return float(2.0**at)
-
-
 def fit_bank(trials: Sequence[tuple[Trial, Sample]]) -> ModelBank:
     """Explicit tables for the whole file where they save more than they cost, judged on the samples."""
     counts = np.zeros((TABLES, WIDTH), np.float64)
@@ -161,7 +135,3 @@ def fit_bank(trials: Sequence[tuple[Trial, Sample]]) -> ModelBank:
 def vector_step(rms: float, typical: float) -> float:
     """Step of a tensor with one long axis: fine enough not to matter, finer when the weights are; `typical`: step / rms of the weights."""
     return rms * max(min(VECTOR_STEP, typical / 4), FINEST_VECTOR_STEP)
-
-
-def unreachable(target: str, wanted: float, floor: float) -> InvalidArgument:
-    return InvalidArgument(f"{target} = {wanted:g} cannot be met: the smallest file is {floor:.0f} bytes; ask for more, or let rules make tensors coarser")

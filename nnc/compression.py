@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import log2, log10
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .assembly import Assembly, assemble_files
-from .allocate import choose_labelling, find_factor, fit_bank, short_step, try_step, unreachable, vector_step
+from .allocate import choose_labelling, fit_bank, short_step, try_step, vector_step
 from .checkpoint import Checkpoint, atomic_output, check_destination, open_checkpoint
 from .config import Config, make_config
 from .container import FILE_NAME, INDEX_NAME
@@ -26,12 +25,10 @@ from .coder import checksum
 from .plan import Plan, plan_tensors
 from .rdo import Search
 from .restoration import open_compressed
+from .targets import meet_size, meet_snr
 from .unit import Record
 
 Progress = Callable[[int, int, str], None]
-ROUNDS = 6  # full encodings at most to meet a target
-CLOSE = 0.992  # aim at this part of the size that is asked for, take anything from ENOUGH on
-ENOUGH = 0.985
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def compress(source: str | os.PathLike | nn.Module | Mapping[str, torch.Tensor],
                 _carry(checkpoint, temporary, written)
             _verify(temporary, assembly.encoded, pool)
         return Summary(tuple(destination / file.name for file in written) if folder else (destination,), assembly.size, checkpoint.nbytes,
-                       sum(plan.weights for plan in plans), len(plans), assembly.snr(_coded_names(plans)), factor,
+                       sum(plan.weights for plan in plans), len(plans), assembly.snr({plan.name for plan in plans if plan.treatment == "coded"}), factor,
                        tuple(plan.name for plan in plans if plan.nonfinite), checkpoint.left_out)
 
 
@@ -103,66 +100,17 @@ def _meet_target(checkpoint: Checkpoint, plans: list[Plan], asked: Config, pool:
     kind, wanted = asked.target
     effort = asked.chosen_effort
     search = Search(effort.states, 0, effort.lagrangian, effort.passes)
-    fast = Search(effort.states if effort.states < 16 else 8, 0, effort.lagrangian, 1)
-    fixed = {}
-    coded = [plan for plan in plans if plan.treatment == "coded"]
-    parameters = sum(plan.weights for plan in plans)
+    fixed: dict[str, EncodedTensor] = {}
 
     def encode(factor: float) -> Assembly:
         return _encode_all(checkpoint, plans, asked, search, factor, fixed, pool, progress, folder)
 
-    if kind == "step" or not coded:
-        if not coded and kind in ("size", "bits"):
-            assembly = encode(1.0)
-            goal = wanted if kind == "size" else wanted * parameters / 8
-            if assembly.size > goal:
-                raise unreachable(kind, wanted, assembly.size)
-            return assembly, 1.0
-        return encode(wanted if kind == "step" else 1.0), wanted if kind == "step" else 1.0
-
-    weights = sum(plan.weights for plan in coded)
-    start = 2.0 ** (sum(plan.weights * log2(plan.sample.rms / plan.sample.relative) for plan in coded) / weights) / 4
+    if kind == "step":
+        return encode(wanted), wanted
     if kind == "snr":
-        energy = sum(plan.sample.rms**2 * plan.weights for plan in coded)
-
-        def quality(factor: float) -> float:
-            return 10 * log10(energy / max(1e-300, sum(try_step(p.sample, p.sample.step(factor, search.states), fast).error for p in coded)))
-
-        factor = find_factor(quality, wanted, start, -6.02)
-        for _ in range(ROUNDS):
-            assembly = encode(factor)
-            reached = assembly.snr(_coded_names(plans))
-            if abs(reached - wanted) < 0.02:
-                break
-            factor *= 10 ** ((reached - wanted) / 20)
-        return assembly, factor
-
-    goal = wanted if kind == "size" else wanted * parameters / 8
-    overhead = 300 + 20 * len(plans) + sum(plan.weights * 1.1 for plan in plans if plan.treatment == "vector") + sum(
-        plan.nbytes * 0.9 for plan in plans if plan.treatment in ("exact", "plain"))
-
-    def size(factor: float) -> float:
-        return overhead + sum(try_step(p.sample, p.sample.step(factor, search.states), fast).bits for p in coded) / 8
-
-    slope = -weights / 8
-    factor = find_factor(size, max(goal * CLOSE, overhead + 0.01 * weights), start, slope)
-    best: tuple[Assembly, float] | None = None
-    low, high = 0.0, float("inf")  # factors known to be too fine and coarse enough
-    for _ in range(ROUNDS):
-        assembly = encode(factor)
-        if assembly.size <= goal and (best is None or assembly.size > best[0].size):
-            best = (assembly, factor)
-        if ENOUGH * goal <= assembly.size <= goal:
-            break
-        if assembly.size > goal:
-            low = max(low, factor)
-        else:
-            high = min(high, factor)
-        new = factor * 2.0 ** max(-3.0, min(3.0, (goal * CLOSE - assembly.size) / slope))
-        factor = new if low < new < high else (low * high) ** 0.5 if low and high < float("inf") else new
-    if best is None:
-        raise unreachable(kind, wanted, assembly.size)
-    return best
+        return meet_snr(encode, plans, search, wanted)
+    goal = wanted if kind == "size" else wanted * sum(plan.weights for plan in plans) / 8
+    return meet_size(encode, plans, search, goal, f"{kind} = {wanted:g}")
 
 
 def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search: Search, factor: float, fixed: dict[str, EncodedTensor], pool: Executor | None,
@@ -206,10 +154,6 @@ def _encode_vector(checkpoint: Checkpoint, plan: Plan, typical: float, search: S
     if plan.factor == 1 and (result := encode_logarithmic(plan.name, tensor, ModelBank())):
         return result
     return encode_coded(plan.name, tensor, short_step(plan.factor * vector_step(plan.rms, typical)), Search(search.states, 0, search.lagrangian, search.passes), ModelBank())
-
-
-def _coded_names(plans: list[Plan]) -> set[str]:
-    return {plan.name for plan in plans if plan.treatment == "coded"}
 
 
 def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:

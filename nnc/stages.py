@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("container", "decoder", "rdo"),
     ("encoder", "allocate", "restoration"),
     ("assembly", "plan", "inspection"),
+    ("targets",),
     ("compression",),
     ("evaluation",),
     ("commands", "__init__"),

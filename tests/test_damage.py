@@ -90,7 +90,7 @@ def shards(place: Path) -> tuple[Path, State]:
 def is_same(one: State, other: State) -> bool:
     """Names, order, dtypes, shapes and bytes."""
     return list(one) == list(other) and all(
-        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (a, b)))
         for a, b in zip(one.values(), other.values()))
 
 
@@ -251,7 +251,7 @@ def test_header_lengths_beyond_the_file_are_refused(place, small, length):
 
 
 def seal(directory: bytes, rest: bytes = b"", entries: dict | None = None, raw: int | None = None) -> bytes:
-    """A file around the bytes of a directory, deflated, with a good checksum; `rest`: everything after it; `raw`: the length it claims."""
+    """A file around a directory, deflated, with a good checksum; `rest`: all bytes after it; `raw`: the length it claims."""
     packed = zlib.compress(directory, 9)
     preamble = struct.pack("<III", len(packed), len(directory) if raw is None else raw, zlib.crc32(packed))
     size = len(preamble) + len(packed) + len(rest)
@@ -480,8 +480,8 @@ NO_CRASH = {
     "no elements, long axes": pack(constant((1 << 40, 1 << 40, 0))),
     "no elements, long axes, exact": pack(exact((1 << 40, 1 << 40, 0), b"", "none")),
     "no elements, fifteen axes": pack(constant((1 << 40,) * 14 + (0,))),
-    "row steps beyond float32": pack(coded((1, 6), split=1, follow=True, step=3e38, base=0, rows=codes("deflated", LARGEST_CODE, 0)),
-                                     data=LARGEST_CODE),
+    "row steps beyond float32": pack(
+        coded((1, 6), split=1, follow=True, step=3e38, base=0, rows=codes("deflated", LARGEST_CODE)), data=LARGEST_CODE),
     "logarithmic beyond float32": pack(coded((1,), labelling=2, step=3e38, shift=1, base=36, streams=(len(LEVEL),)), data=LEVEL),
     "logarithmic level out of range": pack(coded((1,), labelling=2, shift=16, base=36, streams=(len(LEVEL),)), data=LEVEL),
     "largest step": pack(coded((4,), step=3.4e38, base=0)),
@@ -516,8 +516,8 @@ def test_tensors_that_cost_no_bytes_take_a_few_times_their_size(place, small, ca
 
 @contextmanager
 def at_most(limit: int) -> Iterator[None]:
-    """Checks the growth of the resident memory at its peak, and caps the address space, so that a failure is a failure and not the
-    end of the machine.  Where the system does not tell, nothing is checked."""
+    """Checks the growth of the resident memory at its peak, and caps the address space, so that a failure is a failure and not
+    the end of the machine.  Where the system does not tell, nothing is checked."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
     def field(name: str) -> int:

@@ -33,12 +33,13 @@ def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "compress", "compress a checkpoint", ABOUT, run_compress)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint to compress: folder or file")
     add_output(parser, "where to write: a name that ends in .safetensors, or a folder")
-    group = parser.add_argument_group("target (one of them; default: --snr 25, about 4 bits per weight)").add_mutually_exclusive_group()
+    group = parser.add_argument_group("target (one of them; default: --snr 25, about 4 bits per weight)")
+    group = group.add_mutually_exclusive_group()
     group.add_argument("--bits", type=float, metavar="B", help="bits per weight: bits of all files / number of weights")
     group.add_argument("--size", type=parse_size, metavar="BYTES",
                        help="bytes of all files at most: 50000, 500kB, 2MB (powers of 1000), 1.5MiB (of 1024)")
     group.add_argument("--snr", type=float, metavar="DB",
-                       help="signal to noise ratio over all quantized weights, in dB; 6.02 dB more take about 1 bit per weight more")
+                       help="signal to noise ratio over all quantized weights, in dB; 6.02 dB more take about 1 bit per weight")
     group.add_argument("--step", type=float, metavar="S", help="one quantization step for all tensors, in units of the weights")
     add_encoding(parser)
     group = parser.add_argument_group("input and output")
@@ -59,9 +60,9 @@ def run_compress(arguments: Namespace) -> Result:
     start = time.perf_counter()
     with show_progress(arguments, "B") as progress:
         summary = compress(arguments.source, arguments.output, bits=arguments.bits, size=arguments.size, snr=arguments.snr,
-                           step=arguments.step, effort=arguments.effort, **encoding_of(arguments), weights_key=arguments.weights_key,
-                           shard_bytes=arguments.shard_size, threads=arguments.threads, overwrite=arguments.overwrite,
-                           progress=progress)
+                           step=arguments.step, effort=arguments.effort, **encoding_of(arguments),
+                           shard_bytes=arguments.shard_size, weights_key=arguments.weights_key, threads=arguments.threads,
+                           overwrite=arguments.overwrite, progress=progress)
     return _describe(arguments, summary, time.perf_counter() - start)
 
 

@@ -132,8 +132,8 @@ def run_sweep(arguments: Namespace) -> Result:
     task = make_chosen_task(arguments)
     if arguments.output is None:
         files: list[Path] = []
-        with tempfile.TemporaryDirectory(prefix="nnc-sweep-") as folder:
-            points, table = _measure(arguments, task, effort, Path(folder), plot=False)
+        with tempfile.TemporaryDirectory(prefix="nnc-sweep-") as scratch:
+            points, table = _measure(arguments, task, effort, Path(scratch), plot=False)
     else:
         folder = Path(arguments.output)
         files = [folder / "sweep.csv", folder / "sweep.md"] + ([] if arguments.no_plot else [folder / "sweep.png"])

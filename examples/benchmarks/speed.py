@@ -1,0 +1,170 @@
+"""Time and memory: a checkpoint of 22.7 million weights (MiniLM, or random weights of its shapes) at 3.4 bits.
+
+    python examples/benchmarks/speed.py --out results --check
+
+Times of one thread are CPU seconds of this process, medians of several runs after one that is not counted (kernels are compiled then).  NNCodec runs beside nnc if
+its package is installed; it starts from arrays in memory, nnc from files.  `kernel`: decoding of one tensor by the fused kernel (contexts, trellis, reconstruction)
+beside constriction's decoder with one static table for the same levels.
+"""
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+import constriction
+import numpy as np
+import torch
+from memory import import_seconds, measure_peak
+from peer import peer_is_installed, run_peer
+from sources import minilm_or_random, read_state
+from tables import Bound, Column, Table, finish, make_parser, note
+
+import nnc
+from nnc import decoder
+from nnc.kernels.streams import decode_four
+from nnc.restoration import open_compressed
+
+STEP = 0.0110  # 3.3 to 3.4 bits with a trellis ...
+SCALAR_STEP = 2 * STEP  # ... and with one state, whose grid is not split in two
+EFFORTS = {"fast": SCALAR_STEP, "default": STEP, "high": STEP}
+PEER_QP = -26  # 3.42 bits
+FASTER = {"fast": 5.0, "default": 2.0}  # CPU seconds of the peer's encoder over ours
+FASTER_LOAD = 2.0
+FASTER_KERNEL = 2.0
+FASTER_TWO_THREADS = 1.7
+IMPORT_BOUND = 1.5  # seconds
+KERNEL_SHAPE = (4096, 4096)
+KERNEL_STEP = 0.4  # about 3.4 bits for N(0, 1)
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """runs: that are counted; clock: of CPU or of the wall."""
+
+    runs: int
+    clock: Callable[[], float] = time.process_time
+
+    def median(self, work: Callable[[], object]) -> float:
+        """Seconds; one more run goes before."""
+        work()
+        return median(self._one(work) for _ in range(self.runs))
+
+    def _one(self, work: Callable[[], object]) -> float:
+        start = self.clock()
+        work()
+        return self.clock() - start
+
+
+def measure_codec(name: str, weights: Path, folder: Path, watch: Stopwatch, with_peer: bool) -> tuple[Table, list[Bound]]:
+    """CPU seconds of compress and load, and of the peer."""
+    peer = None
+    if with_peer:
+        state = read_state(weights)
+        note(f"NNCodec, {watch.runs} runs")
+        runs = [run_peer(state, PEER_QP) for _ in range(watch.runs)]
+        peer = median(run.encode for run in runs), median(run.decode for run in runs)
+        bits = 8 * runs[0].bytes / sum(value.numel() for value in state.values() if value.is_floating_point())
+    rows, bounds = [], []
+    for effort, step in EFFORTS.items():
+        note(f"compress and load, effort {effort}")
+        path = folder / f"{effort}.safetensors"
+        encode = watch.median(lambda: nnc.compress(weights, path, step=step, effort=effort, threads=1, overwrite=True))
+        decode = watch.median(lambda: nnc.load(path, threads=1))
+        ratios = (peer[0] / encode, peer[1] / decode) if peer else (None, None)
+        rows.append((f"nnc {effort}", step, nnc.inspect(path).bits_per_weight, encode, decode, *ratios))
+        if peer and effort in FASTER:
+            bounds.append(Bound(f"CPU time of the peer's encoder over effort {effort}", ratios[0], FASTER[effort], True))
+        if peer and effort == "default":
+            bounds.append(Bound("CPU time of the peer's decoder over load", ratios[1], FASTER_LOAD, True))
+    if peer:
+        rows.append((f"NNCodec qp {PEER_QP}", None, bits, *peer, 1.0, 1.0))
+    columns = (Column(name), Column("step", ".4f"), Column("bits", ".4f"), Column("encode CPU s", ".3f"), Column("decode CPU s", ".3f"), Column("peer / encode", ".2f"),
+               Column("peer / decode", ".2f"))
+    return Table("speed", columns, tuple(rows)), bounds
+
+
+def measure_kernel(folder: Path, watch: Stopwatch, shape: tuple[int, int] = KERNEL_SHAPE) -> tuple[Table, list[Bound]]:
+    """Million levels per second of the decoder of a unit, of its kernel alone, and of constriction."""
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    path = folder / "kernel.safetensors"
+    note(f"kernel on {shape[0]} x {shape[1]} weights")
+    nnc.compress({"weight": weights}, path, step=KERNEL_STEP, labelling="plain", threads=1, overwrite=True)
+    with open_compressed(path) as archive:
+        file = archive.files[0]
+        unit, records, data = file.directory.units[0], file.unit_records()[0], file.read_unit(0)
+
+    def decode() -> torch.Tensor:
+        return decoder.decode_unit(unit, records, data, file.directory.bank)()[0]
+
+    with mock.patch.object(decoder, "decode_four", wraps=decode_four) as kernel:  # what the kernel is called with
+        values = decode()
+    calls = [call.args for call in kernel.call_args_list]
+    if len(calls) * 4 != len(records[0].coding.streams):
+        raise nnc.InvalidArgument(f"shape {shape}: its tiles do not come in fours of one size")
+
+    # value = (2 k + q) step with q = 0 or 1, so k is the floor of half of it
+    levels = np.floor_divide(np.rint(values.numpy().reshape(-1) / np.float32(KERNEL_STEP)).astype(np.int32), 2)
+    symbols = levels - levels.min()
+    counts = np.bincount(symbols).astype(np.float64) + 1e-3
+    model = constriction.stream.model.Categorical(counts / counts.sum(), perfect=False)
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(symbols, model)
+    words = coder.get_compressed()
+    seconds = (watch.median(decode), watch.median(lambda: [decode_four(*call) for call in calls]),
+               watch.median(lambda: constriction.stream.stack.AnsCoder(words).decode(model, symbols.size)))
+    rates = [symbols.size / s / 1e6 for s in seconds]
+    stored = (8 * len(data) / symbols.size, 8 * len(data) / symbols.size, 32 * len(words) / symbols.size)
+    rows = tuple((name, bits, rate, rate / rates[2]) for name, bits, rate in zip(("decode_unit", "decode_four alone", "constriction, static table"), stored, rates))
+    return (Table("kernel", (Column("decoder"), Column("bits", ".4f"), Column("million levels/s", ".1f"), Column("to constriction", ".2f")), rows),
+            [Bound("decode_unit over constriction's static decoder", rows[0][3], FASTER_KERNEL, True), Bound("decode_four over constriction's static decoder", rows[1][3], FASTER_KERNEL, True)])
+
+
+def measure_threads(weights: Path, folder: Path, watch: Stopwatch) -> tuple[Table, list[Bound]]:
+    """Wall clock of one and two threads."""
+    path = folder / "threads.safetensors"
+    note("two threads against one")
+    wall = Stopwatch(watch.runs, time.perf_counter)
+    compress = [wall.median(lambda: nnc.compress(weights, path, step=STEP, threads=n, overwrite=True)) for n in (1, 2)]
+    load = [wall.median(lambda: nnc.load(path, threads=n)) for n in (1, 2)]
+    rows = tuple((name, one, two, one / two) for name, (one, two) in (("compress", compress), ("load", load)))
+    return (Table("threads", (Column("wall clock"), Column("1 thread s", ".3f"), Column("2 threads s", ".3f"), Column("ratio", ".2f")), rows),
+            [Bound(f"one thread over two, {row[0]}", row[3], FASTER_TWO_THREADS, True) for row in rows])
+
+
+def measure_start(weights: Path, folder: Path, runs: int) -> tuple[Table, list[Bound]]:
+    """Seconds of the import, peak memory of compress; both in fresh processes."""
+    note("import and memory, in fresh processes")
+    seconds = median(import_seconds() for _ in range(runs))
+    peak = median(measure_peak(weights, folder / "memory.safetensors", STEP) for _ in range(runs))
+    largest = max(4 * value.numel() for value in read_state(weights).values() if value.is_floating_point())
+    allowed = weights.stat().st_size + 4 * largest + 300e6
+    rows = (("import nnc after import torch, s", seconds, IMPORT_BOUND), ("memory of compress beyond the imports, MB", peak / 1e6, allowed / 1e6))
+    return Table("start", (Column("what"), Column("measured", ".2f"), Column("bound", ".2f")), rows), [Bound(*row) for row in rows]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = make_parser("time and memory of nnc")
+    parser.add_argument("--runs", type=int, default=3, help="runs whose median is taken")
+    parser.add_argument("--no-peer", action="store_true", help="leave NNCodec out even if it is installed")
+    asked = parser.parse_args(arguments)
+    watch = Stopwatch(asked.runs)
+    torch.set_num_threads(1)
+    with_peer = peer_is_installed() and not asked.no_peer
+    if not with_peer:
+        note("NNCodec is left out" if asked.no_peer else "the package nncodec is not installed: its times are left out")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        name, weights = minilm_or_random(folder)
+        parts = [measure_codec(name, weights, folder, watch, with_peer), measure_kernel(folder, watch), measure_threads(weights, folder, watch),
+                 measure_start(weights, folder, asked.runs)]
+    return finish([table for table, _ in parts], [bound for _, bounds in parts for bound in bounds], asked.out, asked.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Meet a target: the common factor of all steps at which the whole output has the size, or the weights the signal to noise ratio, that was asked for.
+
+Samples of all tensors give a first factor; then everything is encoded and the factor corrected with the slope, a few times at most.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log2, log10
+
+import numpy as np
+
+from .allocate import try_step
+from .assembly import Assembly
+from .errors import InvalidArgument
+from .plan import Plan
+from .rdo import Search
+
+ROUNDS = 8  # full encodings at most
+CLOSE = 0.993  # aim at this part of a size ...
+ENOUGH = 0.985  # ... and be content from this part on
+CLOSE_DB = 0.02
+
+
+def meet_size(encode: Callable[[float], Assembly], plans: list[Plan], search: Search, goal: float, asked: str) -> tuple[Assembly, float]:
+    """The largest output of at most `goal` bytes that was found, and its factor; 98.5 % of the goal or more, unless nothing is left to spend bytes on.
+
+    asked: how the user put it.  InvalidArgument if even the coarsest steps need more.
+    """
+    coded = _coded(plans)
+    weights = sum(plan.weights for plan in coded)
+    others = 300 + 20 * len(plans) + sum(plan.weights * 1.1 for plan in plans if plan.treatment == "vector") + sum(
+        plan.nbytes * 0.9 for plan in plans if plan.treatment in ("exact", "plain"))
+    trial = _trial_search(search)
+
+    def estimate(factor: float) -> float:
+        return others + sum(try_step(p.sample, p.sample.step(factor, search.states), trial).bits for p in coded) / 8
+
+    slope = -max(1, weights) / 8
+    factor = find_factor(estimate, max(goal * CLOSE, others + 0.08 * weights), _start(coded), slope) if coded else 1.0
+    best: tuple[Assembly, float] | None = None
+    fine, coarse = 0.0, float("inf")  # the coarsest factor known to be too fine, the finest known to fit
+    for _ in range(ROUNDS if coded else 1):
+        assembly = encode(factor)
+        if assembly.size <= goal:
+            best = max(best or (assembly, factor), (assembly, factor), key=lambda found: found[0].size)
+            coarse = min(coarse, factor)
+        else:
+            fine = max(fine, factor)
+        if ENOUGH * goal <= assembly.size <= goal:
+            break
+        new = factor * 2.0 ** max(-4.0, min(4.0, (goal * CLOSE - assembly.size) / slope))
+        factor = new if fine < new < coarse else (fine * coarse) ** 0.5 if 0 < fine and coarse < float("inf") else new
+    if best is None:
+        raise InvalidArgument(f"{asked} cannot be met: the smallest output has {assembly.size} bytes; ask for more, or let rules make tensors coarser")
+    return best
+
+
+def meet_snr(encode: Callable[[float], Assembly], plans: list[Plan], search: Search, wanted: float) -> tuple[Assembly, float]:
+    """The output whose coded weights have the signal to noise ratio `wanted` in dB, to 0.02 dB where steps allow, and its factor."""
+    coded = _coded(plans)
+    if not coded:
+        return encode(1.0), 1.0
+    names = {plan.name for plan in coded}
+    energy = sum(plan.rms**2 * plan.weights for plan in coded)
+    trial = _trial_search(search)
+
+    def estimate(factor: float) -> float:
+        error = sum(try_step(p.sample, p.sample.step(factor, search.states), trial).error for p in coded)
+        return 10 * log10(energy / error) if error > 0 else 400.0
+
+    factor = find_factor(estimate, wanted, _start(coded), -6.02)
+    for _ in range(ROUNDS):
+        assembly = encode(factor)
+        difference = assembly.snr(names) - wanted
+        if abs(difference) < CLOSE_DB or not np.isfinite(difference):
+            break
+        used, factor = factor, factor * 10 ** (difference / 20)
+    else:
+        factor = used
+    return assembly, factor
+
+
+def _coded(plans: list[Plan]) -> list[Plan]:
+    return [plan for plan in plans if plan.treatment == "coded"]
+
+
+def _trial_search(search: Search) -> Search:
+    """Eight states tell the rate of more states well enough."""
+    return Search(min(search.states, 8), 0, search.lagrangian, 1)
+
+
+def _start(coded: list[Plan]) -> float:
+    """Factor for steps of about a quarter of the rms: three bits."""
+    weights = sum(plan.weights for plan in coded)
+    return 2.0 ** (sum(plan.weights * log2(plan.rms / plan.sample.relative) for plan in coded) / weights - 2)
+
+
+def find_factor(measure: Callable[[float], float], goal: float, start: float, slope: float, rounds: int = 12) -> float:
+    """The factor of all steps at which `measure` (falling) equals `goal`, by secants on its logarithm.
+
+    slope: expected change per octave of the factor, negative.  Gives the nearest within 2^-24..2^24 of `start` if the goal is out of reach.
+    """
+    at = np.log2(start)
+    low, high = at - 24.0, at + 24.0
+    value = measure(2.0**at)
+    for _ in range(rounds):
+        if abs(value - goal) <= 0.002 * goal:
+            break
+        if value > goal:
+            low = at
+        else:
+            high = at
+        new = at + (goal - value) / slope
+        if not low < new < high:
+            new = (low + high) / 2
+        new_value = measure(2.0**new)
+        if new != at and (new_value - value) / (new - at) < 0:
+            slope = (new_value - value) / (new - at)
+        at, value = new, new_value
+    return float(2.0**at)
