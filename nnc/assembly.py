@@ -10,7 +10,8 @@ from .coder import chain_digests, checksum
 from .container import FILE_NAME, OWN_ENTRY, build_file
 from .encoder import EncodedTensor
 from .entropy.explicit import ModelBank
-from .unit import Directory, Unit
+from .errors import Unsupported
+from .unit import MAX_EXPANSION, MIN_EXPANSION, Directory, Shard, Unit
 
 BUNDLE = 1 << 16  # small tensors are bundled into units of at most this many bytes
 
@@ -72,10 +73,16 @@ def assemble_files(encoded: Sequence[EncodedTensor], targets: dict[str, str], ba
     shards: list[list[EncodedTensor]] = [[] for _ in sizes]
     for e in encoded:
         shards[shard_of[targets.get(e.record.name, e.record.name)]].append(e)
-    return Assembly(tuple(_build_parts(shard, targets, bank, origin) for shard in shards), tuple(encoded))
+    identity = checksum(b"".join(e.content.to_bytes(4, "little") for e in encoded)) if len(shards) > 1 else 0
+    files = tuple(_build_parts(members, targets, bank, origin, Shard(number, len(shards), identity)) for number, members in enumerate(shards))
+    for file in files:
+        expanded = sum(record.nbytes for record in file.directory.records if not record.tied)
+        if expanded > MIN_EXPANSION + MAX_EXPANSION * file.size:
+            raise Unsupported(f"{expanded} bytes of tensors in a file of {file.size}: readers refuse so much from so little; leave out tensors that are equal or constant")
+    return Assembly(files, tuple(encoded))
 
 
-def _build_parts(members: list[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str) -> FileParts:
+def _build_parts(members: list[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str, shard: Shard) -> FileParts:
     index = {e.record.name: number for number, e in enumerate(members)}
     records = tuple(replace(e.record, target=index[targets[e.record.name]]) if e.record.name in targets else e.record for e in members)
     groups: list[tuple[bool, list[EncodedTensor]]] = []
@@ -91,4 +98,4 @@ def _build_parts(members: list[EncodedTensor], targets: dict[str, str], bank: Mo
             size = len(e.data)
     data = tuple(b"".join(e.data for e in group) for _, group in groups)
     units = tuple(Unit(len(group), own, checksum(part), chain_digests([d for e in group for d in e.digests])) for (own, group), part in zip(groups, data))
-    return FileParts(Directory(bank, origin, records, units), data)
+    return FileParts(Directory(bank, origin, records, units, shard), data)

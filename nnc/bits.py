@@ -74,7 +74,7 @@ class Reader:
             if group < 128:
                 return self._bounded(value, field, most)
             if shift > 63:
-                raise Corruption(f"{field}: more than nine groups in a varint: the file is damaged")
+                raise Corruption(f"{field}: more than ten groups in a varint: the file is damaged")
 
     def signed(self, field: str, most: int) -> int:
         z = self.varint(field, 2 * most)

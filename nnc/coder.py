@@ -14,6 +14,8 @@ from zlib import crc32
 import constriction
 import numpy as np
 
+from .errors import Corruption
+
 TOTAL = 1 << 24
 _PRIME = 0x9E3779B97F4A7C15
 
@@ -87,7 +89,10 @@ def encode_symbols(symbols: np.ndarray, counts: np.ndarray) -> bytes:
 
 def decode_symbols(data: bytes, counts: np.ndarray, number: int) -> tuple[np.ndarray, bool]:
     """Inverse of `encode_symbols`: (int32 symbols, whether the stream ended exactly)."""
-    coder = constriction.stream.stack.AnsCoder(unpack_words(data))
+    words = unpack_words(data)
+    if len(words) and words[-1] == 0:
+        raise Corruption("a stream ends in a zero word: the file is damaged")
+    coder = constriction.stream.stack.AnsCoder(words)
     symbols = coder.decode(_model(counts.astype(np.int64).tobytes()), number)
     return symbols, coder.is_empty()
 

@@ -168,7 +168,7 @@ def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:
         places = {record.name: path.name for path, file in zip(paths, assembly.files) for record in file.directory.records}
         weight_map = {e.record.name: places[e.record.name] for e in assembly.encoded}  # readers keep this order
         index = temporary / INDEX_NAME
-        index.write_text(json.dumps({"metadata": {"total_size": assembly.size}, "weight_map": weight_map}, indent=1) + "\n")
+        index.write_text(json.dumps({"metadata": {"total_size": assembly.size}, "weight_map": weight_map}, indent=1) + "\n", "utf-8")
         paths.append(index)
     return paths
 

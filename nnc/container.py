@@ -17,7 +17,7 @@ import torch
 
 from .coder import checksum
 from .errors import Corruption, InvalidArgument, Unsupported
-from .unit import MAX_DIRECTORY, Directory, Record, Unit
+from .unit import MAX_DIRECTORY, MAX_EXPANSION, MIN_EXPANSION, Directory, Record, Unit
 
 VERSION = 1
 ENTRY = "nnc"
@@ -25,6 +25,7 @@ FILE_NAME = "model.nnc.safetensors"
 INDEX_NAME = "model.nnc.safetensors.index.json"
 OWN_ENTRY = 1 << 14  # units of at least this many bytes get an entry of their own
 MAX_HEADER = 100_000_000
+MIN_INFLATED, MAX_INFLATED = 1 << 16, 128  # a directory inflates to at most this many bytes, plus this many per packed byte
 _PREAMBLE = struct.Struct("<III")  # deflated length, raw length, CRC-32 of the deflated bytes
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
           "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "uint16": "U16", "uint32": "U32", "uint64": "U64",
@@ -124,7 +125,7 @@ def open_file(path: Path) -> Container:
             if len(body) < _PREAMBLE.size:
                 raise Corruption(f"{path}: entry {ENTRY!r} of {end - offset} bytes is too short: the file is damaged")
             packed, raw, crc = _PREAMBLE.unpack(body)
-            if packed > end - offset - _PREAMBLE.size or raw > MAX_DIRECTORY:
+            if packed > end - offset - _PREAMBLE.size or raw > min(MAX_DIRECTORY, MIN_INFLATED + MAX_INFLATED * packed):
                 raise Corruption(f"{path}: directory of {packed} bytes, {raw} inflated, in an entry of {end - offset}: the file is damaged")
             data = file.read(packed)
     except OSError as problem:
@@ -132,6 +133,11 @@ def open_file(path: Path) -> Container:
     if checksum(data) != crc:
         raise Corruption(f"{path}: checksum of the directory differs: the file is damaged")
     directory = Directory.read(_inflate(path, data, raw))
+    expanded = sum(record.nbytes for record in directory.records if not record.tied)
+    if expanded > MIN_EXPANSION + MAX_EXPANSION * size:
+        raise Corruption(f"{path}: {expanded} bytes of tensors in a file of {size}: the file is damaged")
+    if entries[ENTRY][:2] != ("U8", [end - offset]):
+        raise Corruption(f"{path}: entry {ENTRY!r} is not of bytes: the file is damaged")
     places = _place_units(path, directory, entries, start, offset + _PREAMBLE.size + packed, end)
     return Container(path, directory, places, size, start + _PREAMBLE.size + packed)
 
@@ -147,10 +153,16 @@ def _inflate(path: Path, data: bytes, raw: int) -> bytes:
     return text
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
+
+
 def _parse_header(path: Path, text: bytes, data_bytes: int) -> dict[str, tuple[str, list[int], tuple[int, int]]]:
     """Entries of a safetensors header: key -> (dtype, shape, (begin, end))."""
     try:
-        header = json.loads(text.decode())
+        header = json.loads(text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise Corruption(f"{path}: the header is not JSON: not a safetensors file, or a damaged one") from None
     if not isinstance(header, dict):
@@ -187,8 +199,8 @@ def _place_units(path: Path, directory: Directory, entries: dict, start: int, at
     used = {ENTRY}
     first = 0
     for unit in directory.units:
-        if unit.count == 0:
-            raise Corruption(f"{path}: a unit without tensors: the file is damaged")
+        if unit.count == 0 or (unit.own and unit.count > 1):
+            raise Corruption(f"{path}: a unit with {unit.count} tensors where one must be: the file is damaged")
         records = directory.records[first:first + unit.count]
         first += unit.count
         length = sum(record.stored for record in records)
@@ -221,12 +233,14 @@ def shard_paths(path: str | os.PathLike) -> list[Path]:
     index = path / INDEX_NAME
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(str(name) for name in set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise Corruption(f"{index}: not an index of shards: the file is damaged") from None
+        if not names:
+            raise Corruption(f"{index}: no shards in the index: the file is damaged")
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise Corruption(f"{index}: shard name {name!r} must be a plain file name: the file is damaged")
+            if len(name) > 200 or Path(name).name != name or not name.isprintable():
+                raise Corruption(f"{index}: shard name {name[:200]!r} must be a plain file name: the file is damaged")
             if not (path / name).is_file():
                 raise InvalidArgument(f"{path / name}: the index names this shard, but it is missing: fetch it")
         return [path / name for name in names]

@@ -36,8 +36,6 @@ def decode_unit(unit: Unit, records: tuple[Record, ...], data: bytes, bank: Mode
     for record in records:
         if record.kind == "alias":
             continue
-        if not record.within_expansion:
-            raise Corruption(f"tensor {record.name!r}: {record.nbytes} bytes from {record.stored} stored ones: the file is damaged")
         part = view[at:at + record.stored]
         at += record.stored
         jobs.append(_start_coded(record, part, bank, pool) if record.kind == "coded" else _finished(_restore(record, part)))
@@ -59,6 +57,8 @@ def _finished(tensor: torch.Tensor) -> Callable[[], tuple[torch.Tensor, list[int
 def _restore(record: Record, data: memoryview) -> torch.Tensor:
     """A tensor that was not quantized: plain, exact or constant."""
     if record.kind == "constant":
+        if record.dtype == torch.bool and record.value[0] > 1:
+            raise Corruption(f"tensor {record.name!r}: a bool byte is neither 0 nor 1: the file is damaged")
         element = torch.frombuffer(bytearray(record.value), dtype=torch.uint8).view(record.dtype)
         return element.expand(record.elements).clone().reshape(record.shape)
     raw = bytes(data) if record.kind == "plain" or record.filter == "none" else _inflate(record, data)
@@ -66,6 +66,8 @@ def _restore(record: Record, data: memoryview) -> torch.Tensor:
         raise Corruption(f"tensor {record.name!r}: {len(raw)} bytes instead of {record.nbytes}: the file is damaged")
     if record.elements == 0:
         return torch.empty(record.shape, dtype=record.dtype)
+    if record.dtype == torch.bool and max(raw) > 1:
+        raise Corruption(f"tensor {record.name!r}: a bool byte is neither 0 nor 1: the file is damaged")
     if record.filter in ("byte planes", "differences"):
         planes = np.frombuffer(raw, np.uint8).reshape(record.dtype.itemsize, record.elements)
         values = np.ascontiguousarray(planes.T)
@@ -132,7 +134,10 @@ def _start_coded(record: Record, data: memoryview, bank: ModelBank, pool: Execut
         if not all([result() for result in results]):
             raise Corruption(f"tensor {record.name!r}: a stream does not end where it should: the file is damaged")
         values = torch.from_numpy(rebuild_powers(plane, coding.step) if logarithmic else plane).reshape(record.shape)
-        return values.to(record.dtype), [int(d) for d in digests]
+        if record.dtype != torch.float32:  # a value next to the largest number must not become infinite
+            largest = torch.finfo(record.dtype).max
+            values = values.clamp_(-largest, largest).to(record.dtype)
+        return values, [int(d) for d in digests]
 
     return wait
 

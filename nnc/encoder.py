@@ -19,9 +19,11 @@ from .partition.planes import choose_split, plane_shape
 from .quantize.logarithm import logarithms, rebuild_powers
 from .quantize.trellis import LABELLINGS, make_trellis
 from .rdo import START_SHAPE, Search, choose_model, count, find_levels, fit_scales, gather, level_bits, move
-from .unit import CODED_DTYPES, Codes, Coding, Record
+from .unit import CODED_DTYPES, MAX_EXPANSION, Codes, Coding, Record
 
 
+SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
+MAX_CONSTANT = 1 << 14  # bytes; larger ones deflate to next to nothing anyway
 FINEST = 1 << 20  # largest weight in steps: levels of the format end at 2^22, and float32 has 24 bits
 LOGARITHMIC = LABELLINGS.id("logarithmic")
 
@@ -63,7 +65,7 @@ def encode_exact(name: str, tensor: torch.Tensor) -> EncodedTensor:
     content = checksum(raw)
     shape, size = tuple(tensor.shape), tensor.dtype.itemsize
     values = np.frombuffer(raw, np.uint8).reshape(-1, size)
-    if len(values) and (values == values[0]).all():
+    if 0 < len(raw) <= MAX_CONSTANT and (values == values[0]).all():
         return EncodedTensor(Record(name, tensor.dtype, shape, "constant", value=raw[:size]), b"", (), content)
     candidates = {"none": raw, "deflate": compress(raw, 9)}
     if size > 1 and len(values) > 1:
@@ -92,7 +94,8 @@ def encode_coded(name: str, tensor: torch.Tensor, step: float, search: Search, b
     split, plane = make_plane(tensor)
     step = float(np.float32(step))
     encoded = _encode_plane(name, tensor, split, plane, step, step, search, bank, pool, follow)
-    return encoded if encoded and encoded.record.within_expansion else encode_exact(name, tensor)
+    enough = encoded and encoded.record.nbytes <= (1 << 16) + MAX_EXPANSION * len(encoded.data)
+    return encoded if enough else encode_exact(name, tensor)
 
 
 def encode_logarithmic(name: str, tensor: torch.Tensor, bank: ModelBank) -> EncodedTensor | None:
@@ -110,7 +113,7 @@ def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray
     trellis = make_trellis(search.states)
     scales = fit_scales(plane, trellis.spacing * grid_step, follow)
     row_steps = scales.row_steps(grid_step)
-    if not (np.maximum(plane.max(1), -plane.min(1)) < row_steps * FINEST).all():
+    if not (SMALLEST_STEP < row_steps).all() or not (row_steps < LARGEST_STEP).all() or not (np.maximum(plane.max(1), -plane.min(1)) / FINEST < row_steps).all():
         return None
     grid = choose_grid(*plane.shape)
     tiles = grid.tiles()
@@ -125,7 +128,7 @@ def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray
             return levels, count(levels, weights.codes, search.states, scales.shift)
 
         levels, counts = zip(*run(quantize, tiles))
-        model, offset, _ = choose_model(sum(counts), bank)
+        model, offset, _ = choose_model(sum(counts), bank, scales.offsets())
     scales = move(scales, offset)
     tables = bank.table_set(model).arrays
     values = np.zeros(plane.shape, np.float32)
@@ -151,7 +154,11 @@ def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray
     coding = Coding(split, follow, grid.height, grid.width, search.states, search.labelling, scales.shift, step, model, scales.base, noise,
                     Codes(row_mode, row_spread, len(rows)), Codes(column_mode, column_spread, len(columns)), tuple(map(len, streams)))
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
-    content = checksum(tensor_bytes(torch.from_numpy(values).to(tensor.dtype)))
+    if not np.isfinite(values).all():
+        return None
+    largest = torch.finfo(tensor.dtype).max
+    final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)
+    content = checksum(tensor_bytes(final))
     return EncodedTensor(record, b"".join((rows, columns, *streams)), digests, content, error, energy, len(rows) + len(columns))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from .entropy.parametric import CLASSES, SHAPES
-from .entropy.scales import MOST, OFF, encode_codes
+from .entropy.scales import MOST_LIVE, OFF, encode_codes
 from .kernels.planes import column_powers, gather_tile, row_powers
 from .kernels.streams import count_levels
 from .kernels.viterbi import search_scalar, search_trellis
@@ -34,6 +34,14 @@ class Scales:
     columns: np.ndarray
     shift: int
     follow: bool
+
+    def offsets(self) -> list[int]:
+        """What may be added to all scale indices without that one leaves 1..36."""
+        rows, columns = self.rows[self.rows != OFF], self.columns[self.columns != OFF]
+        if not rows.size or not columns.size:
+            return [0]
+        low, high = (int(rows.min()) + int(columns.min()) + self.base, int(rows.max()) + int(columns.max()) + self.base)
+        return [0] + [o for o in (-1, 1, -2, 2) if low + o >= 1 and high + o <= CLASSES and 0 <= self.base + o <= CLASSES]
 
     def row_steps(self, step: float) -> np.ndarray:
         """float32 (rows,)."""
@@ -98,6 +106,10 @@ def fit_scales(plane: np.ndarray, spacing: float, follow: bool = False) -> Scale
     q = 1 if shift else 0
     base, row_codes = _follow_codes(row_index, live_rows, columns) if follow else _choose_codes(row_index, live_rows, columns, q)
     offset, column_codes = _choose_codes(column_index + base, live_columns, rows, q, fixed=base)
+    live_codes = row_codes[row_codes != OFF]
+    if live_codes.size:  # a weight that lives is coded, however small its row and its column
+        lowest = 1 - offset - int(live_codes.min())
+        column_codes = np.where(column_codes == OFF, OFF, np.maximum(column_codes, lowest)).astype(np.int16)
     return Scales(offset, row_codes, column_codes, shift, follow)
 
 
@@ -123,7 +135,7 @@ def _follow_codes(index: np.ndarray, live: np.ndarray, weights: int) -> tuple[in
     noise = (4 / np.log(2)) ** 2 / (2 * weights)
     spread = float(np.var(x))
     trust = max(0.0, spread - noise) / spread if spread > 0 else 0.0
-    codes[live] = np.clip(np.round((x - middle) * trust * (2 / 3)), 1 - MOST, MOST)
+    codes[live] = np.clip(np.round((x - middle) * trust * (2 / 3)), -MOST_LIVE, MOST_LIVE)
     return int(np.clip(round(middle), 1, CLASSES)), codes
 
 
@@ -147,7 +159,7 @@ def _choose_codes(index: np.ndarray, live: np.ndarray, weights: int, q: int, fix
         side = (np.arange(1, CLASSES + 1) - base) ** 2 / (2 * deviation**2 * np.log(2)) + np.log2(deviation * np.sqrt(2 * np.pi))
         chosen = np.argmin(cost + side, 1) + 1
     candidate = codes.copy()
-    candidate[live] = chosen - base
+    candidate[live] = np.clip(chosen - base, -MOST_LIVE, MOST_LIVE)
     plain = cost[:, base - 1].sum() + 8 * len(encode_codes(codes)[2])
     coded = np.take_along_axis(cost, chosen[:, None] - 1, 1).sum() + 8 * len(encode_codes(candidate)[2])
     return base, candidate if coded < plain else codes
@@ -196,14 +208,14 @@ def count(levels: np.ndarray, codes: np.ndarray, states: int, shift: int) -> np.
     return counts
 
 
-def choose_model(counts: np.ndarray, bank: ModelBank, candidates: Sequence[int] | None = None) -> tuple[int, int, float]:
-    """The model and the offset of all scale indices (-2..2) that code `counts` in the fewest bits: (model, offset, bits)."""
+def choose_model(counts: np.ndarray, bank: ModelBank, offsets: Sequence[int] = (0, -1, 1, -2, 2)) -> tuple[int, int, float]:
+    """The model and the offset of all scale indices that code `counts` in the fewest bits: (model, offset, bits)."""
     used = np.flatnonzero(counts.any(1))
     weights = counts[used]
     best = (START_SHAPE, 0, np.inf)
-    for model in candidates if candidates is not None else range(bank.count):
+    for model in range(bank.count):
         bits = level_bits(bank, model)
-        for offset in (0, -1, 1, -2, 2):
+        for offset in offsets:
             numbers = used + 2 * offset
             if numbers.size and (numbers.min() < 2 or numbers.max() >= TABLES):
                 continue

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -34,6 +34,12 @@ class Archive:
     def origin(self) -> Origin:
         return Origin.from_json(self.files[0].directory.origin)
 
+    def sources(self) -> dict[str, str]:
+        """For every tensor the name of the one that is stored for it: its own, or that of the target of an alias."""
+        stored = {record.name: file.directory.records[record.target].name if record.kind == "alias" else record.name
+                  for file in self.files for record in file.directory.records}
+        return {record.name: stored[record.name] for record in self.records}
+
     def tensors(self, names: set[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of every tensor that is not an alias, in the order of the files; a few units are decoded ahead."""
         waiting: deque = deque()
@@ -62,9 +68,12 @@ def open_compressed(path: str | os.PathLike, pool: Executor | None = None) -> It
     names = {record.name for record in records}
     if len(names) != len(records):
         raise Corruption(f"{path}: two shards hold the same tensor: the shards do not belong together")
+    places = [file.directory.shard for file in files]
+    if [place.index for place in sorted(places, key=lambda p: p.index)] != list(range(places[0].count)) or len({(p.count, p.identity) for p in places}) > 1:
+        raise Corruption(f"{path}: {len(files)} files of a checkpoint of {places[0].count}, or of different ones: the shards do not belong together")
     index = Path(path) / INDEX_NAME
     if index.is_file():
-        order = list(json.loads(index.read_text())["weight_map"])
+        order = list(json.loads(index.read_text("utf-8"))["weight_map"])
         if missing := names.symmetric_difference(order):
             raise Corruption(f"{path}: tensor {min(missing)!r} is in the index or in a shard, not in both: the shards do not belong together")
         by_name = {record.name: record for record in records}
@@ -91,20 +100,11 @@ def load(path: str | os.PathLike, *, names: list[str] | None = None, threads: in
         wanted = set(records) if names is None else set(names)
         if unknown := sorted(wanted - records.keys()):
             raise InvalidArgument(f"{path}: no tensor {unknown[0]!r} in this file")
-        sources = {name: _target(archive, record) for name, record in records.items() if name in wanted}
+        sources = {name: source for name, source in archive.sources().items() if name in wanted}
         check_memory(path, sum(records[source].nbytes for source in set(sources.values())))
         tensors = dict(archive.tensors(set(sources.values())))
         tied = {name for name in wanted if records[name].tied or records[name].kind != "alias"}
         return {name: tensors[sources[name]] if name in tied else tensors[sources[name]].clone() for name in records if name in wanted}
-
-
-def _target(archive: Archive, record: Record) -> str:
-    if record.kind != "alias":
-        return record.name
-    for file in archive.files:
-        if record in file.directory.records:
-            return file.directory.records[record.target].name
-    raise Corruption(f"tensor {record.name!r} stands for no other: the file is damaged")
 
 
 def check_memory(path: str | os.PathLike, needed: int) -> None:
@@ -138,7 +138,7 @@ def decompress(path: str | os.PathLike, destination: str | os.PathLike, *, threa
     check_destination(path, destination, overwrite)
     with _opened(path, threads) as archive:
         records = archive.records
-        sources = {record.name: _target(archive, record) for record in records}
+        sources = archive.sources()
         first: dict[str, str] = {}
         for record in records:  # a tie refers to the earlier of two tensors
             if record.kind != "alias" or record.tied:
@@ -147,7 +147,7 @@ def decompress(path: str | os.PathLike, destination: str | os.PathLike, *, threa
         total, done = sum(record.nbytes for record in records), 0
         cache: dict[str, torch.Tensor] = {}
         stream = archive.tensors()
-        uses = {name: list(sources.values()).count(name) for name in set(sources.values())} if len(set(sources.values())) < len(sources) else {}
+        uses = Counter(sources.values())
 
         def read(name: str) -> torch.Tensor:
             nonlocal done
@@ -157,7 +157,7 @@ def decompress(path: str | os.PathLike, destination: str | os.PathLike, *, threa
             else:
                 tensor = next((t for n, t in stream if n == source), None)
                 tensor = tensor if tensor is not None else dict(archive.tensors({source}))[source]
-            if uses.get(source, 1) > 1:
+            if uses[source] > 1:
                 cache[source] = tensor
             done += tensor.nbytes
             if progress:

@@ -25,6 +25,7 @@ from .entropy.scales import MODES, SPREADS
 from .errors import Corruption
 from .partition.grid import Grid, checked_grid
 from .partition.planes import MAX_AXES, plane_shape
+from .quantize.logarithm import MAX_LOGARITHMIC
 from .quantize.trellis import LABELLINGS, STATES
 from .registry import Table
 
@@ -35,8 +36,9 @@ MAX_SHIFT = 16
 MAX_ORIGIN = 1 << 24
 MAX_TENSORS = 1 << 24
 MAX_DIRECTORY = 1 << 28
-MIN_EXPANSION = 1 << 28  # a tensor may always take this many bytes ...
-MAX_EXPANSION = 1 << 16  # ... and this many per stored byte
+MAX_SHARDS = 1 << 16
+MIN_EXPANSION = 1 << 26  # the tensors of a file may always take this many bytes ...
+MAX_EXPANSION = 1 << 12  # ... and this many per byte of the file
 
 DTYPES = Table("dtype", {0: torch.float32, 1: torch.float16, 2: torch.bfloat16, 3: torch.float64, 4: torch.int64, 5: torch.int32, 6: torch.int16,
                          7: torch.int8, 8: torch.uint8, 9: torch.bool, 10: torch.float8_e4m3fn, 11: torch.float8_e5m2, 12: torch.complex64,
@@ -141,6 +143,8 @@ class Coding:
         states, shift = STATES.value(head >> 5), head & 31
         if shift > MAX_SHIFT or (states == 1 and labelling == 1) or (labelling == 2 and (states > 1 or follow)):
             raise Corruption(f"{states} states, labelling {labelling}, {shift} bypass bits: the file is damaged")
+        if labelling == 2 and prod(shape) > MAX_LOGARITHMIC:
+            raise Corruption(f"{prod(shape)} elements on the logarithmic grid, the limit is {MAX_LOGARITHMIC}: the file is damaged")
         low = data.fine.raw(2, "step")
         step = struct.unpack("<f", low + data.steps.raw(2, "step"))[0]
         if not 0 < step < float("inf"):
@@ -197,11 +201,6 @@ class Record:
             return self.coding.length
         return self.nbytes if self.kind == "plain" else self.length
 
-    @property
-    def within_expansion(self) -> bool:
-        """Whether the tensor is no larger than any tensor of its stored size needs to be; readers refuse others."""
-        return self.kind == "alias" or self.nbytes <= MIN_EXPANSION + MAX_EXPANSION * self.stored
-
     def write(self, out: Lanes) -> None:
         out.names.block(self.name.encode())
         out.kinds.byte(KINDS.id(self.kind) << 5 | DTYPES.id(self.dtype))
@@ -227,11 +226,13 @@ class Record:
         head = data.kinds.byte("kind and dtype")
         kind, dtype = KINDS.value(head >> 5), DTYPES.value(head & 31)
         shape = tuple(data.shapes.varint("axis", MAX_ELEMENTS) for _ in range(data.shapes.byte("number of axes", MAX_AXES)))
-        if prod(shape) > MAX_ELEMENTS:
-            raise Corruption(f"tensor {name!r} has {prod(shape)} elements, the limit is {MAX_ELEMENTS}: the file is damaged")
+        if prod(size for size in shape if size) > MAX_ELEMENTS:
+            raise Corruption(f"tensor {name!r} has the shape {shape}, the limit is {MAX_ELEMENTS}: the file is damaged")
         record = cls(name, dtype, shape, kind)
         if kind == "exact":
             chosen = FILTERS.value(data.values.byte("filter"))
+            if chosen == "differences" and dtype.itemsize > 8:
+                raise Corruption(f"tensor {name!r} of {dtype} cannot be coded as differences: the file is damaged")
             return replace(record, filter=chosen, length=data.lengths.varint("length", MAX_BYTES))
         if kind == "constant":
             return replace(record, value=data.values.raw(dtype.itemsize, "constant"))
@@ -267,16 +268,43 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Place of a file in a checkpoint of `count` files; identity: the same number in all of them, 0 if there is one file only."""
+
+    index: int = 0
+    count: int = 1
+    identity: int = 0
+
+    def write(self, out: Writer) -> None:
+        out.varint(self.count)
+        if self.count > 1:
+            out.varint(self.index)
+            out.fixed32(self.identity)
+
+    @classmethod
+    def read(cls, data: Reader) -> Shard:
+        count = data.varint("number of shards", MAX_SHARDS)
+        if count == 1:
+            return cls()
+        index = data.varint("number of the shard", MAX_SHARDS)
+        if index >= count:
+            raise Corruption(f"shard {index} of {count}: the file is damaged")
+        return cls(index, count, data.fixed32("identity of the checkpoint"))
+
+
+@dataclass(frozen=True)
 class Directory:
-    """What a file holds: models of its planes, the origin of the checkpoint (JSON text), records in their original order, units."""
+    """What a file holds: its place among the shards, models of its planes, the origin of the checkpoint (JSON text), records in their original order, units."""
 
     bank: ModelBank
     origin: str
     records: tuple[Record, ...]
     units: tuple[Unit, ...]
+    shard: Shard = Shard()
 
     def write(self) -> bytes:
         out = Writer()
+        self.shard.write(out)
         out.varint(len(self.bank.sets))
         for chosen in self.bank.sets:
             chosen.write(out)
@@ -295,6 +323,7 @@ class Directory:
     @classmethod
     def read(cls, raw: bytes) -> Directory:
         data = Reader(raw)
+        shard = Shard.read(data)
         bank = ModelBank(tuple(ExplicitSet.read(data) for _ in range(data.varint("explicit sets", MAX_SETS))))
         try:
             origin = data.block("origin", MAX_ORIGIN).decode()
@@ -314,7 +343,7 @@ class Directory:
         for record in records:
             if record.kind == "alias":
                 _check_alias(record, records)
-        return cls(bank, origin, records, units)
+        return cls(bank, origin, records, units, shard)
 
 
 def _check_alias(record: Record, records: tuple[Record, ...]) -> None:

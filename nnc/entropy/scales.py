@@ -17,7 +17,8 @@ from ..registry import Table
 from .parametric import level_weights, normalise
 
 MOST = 64  # codes lie in -64..64
-OFF = -64  # a row or column with this code is not coded, whatever the other axis says
+OFF = -64  # what an encoder gives to dead rows and columns ...
+MOST_LIVE = 27  # ... and the largest magnitude of the others, so that -64 + 27 + base is never positive
 SPREADS = 24
 MODES = Table("scale code mode", {0: "none", 1: "direct", 2: "differences", 3: "deflated"})
 
@@ -49,7 +50,7 @@ def decode_codes(mode: str, spread: int, data: bytes, number: int) -> np.ndarray
     if mode == "deflated":
         inflater = decompressobj()
         raw = _inflate(inflater, data, number)
-        if len(raw) != number or not inflater.eof:
+        if len(raw) != number or not inflater.eof or inflater.unused_data:
             raise Corruption(f"scale codes: {len(raw)} of {number} codes in the stream: the file is damaged")
         codes = np.frombuffer(raw, np.int8).astype(np.int16)
     else:

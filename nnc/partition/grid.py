@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import Corruption
 
-MAX_SIDE = 1 << 20
+MIN_AREA = 1 << 12  # weights of a CTU where there are several: a file cannot ask for millions of tiny ones
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,18 @@ class Grid:
 
 def choose_grid(rows: int, columns: int, area: int = 1 << 16, tall: int = 256) -> Grid:
     """Near-equal tiles of at most `tall` rows and about `area` weights: enough of them to decode side by side, few enough to cost nothing."""
-    height = _even(rows, tall)
+    if rows * columns <= area:
+        return Grid(rows, columns, rows, columns)
+    height = _even(rows, max(tall, area // columns))
     return Grid(rows, columns, height, _even(columns, max(1, area // height)))
 
 
 def checked_grid(rows: int, columns: int, height: int, width: int) -> Grid:
     """A grid read from a file."""
-    if not (1 <= height <= rows and 1 <= width <= columns):
+    grid = Grid(rows, columns, height, width)
+    if not (1 <= height <= rows and 1 <= width <= columns and (grid.count == 1 or height * width >= MIN_AREA)):
         raise Corruption(f"CTU of {height} x {width} in a plane of {rows} x {columns}: the file is damaged")
-    return Grid(rows, columns, height, width)
+    return grid
 
 
 def _even(length: int, most: int) -> int:

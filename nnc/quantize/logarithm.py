@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import Corruption
 
 RESOLUTION = 128
+MAX_LOGARITHMIC = 1 << 20  # elements: it is for vectors
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +34,11 @@ def rebuild_powers(levels: np.ndarray, step: float) -> np.ndarray:
     if k.size and not (-100 <= exponent.min() and exponent.max() <= 100):
         raise Corruption("a logarithmic level is beyond float32: the file is damaged")
     powers = np.ldexp(_mantissas()[k & 127].astype(np.float32), (exponent - 23).astype(np.int32)).astype(np.float32)
-    return powers * np.float32(step)
+    with np.errstate(over="ignore", under="ignore"):
+        values = powers * np.float32(step)
+    if not np.isfinite(values).all():
+        raise Corruption("a step is beyond float32: the file is damaged")
+    return values
 
 
 def rebuild_row_steps(codes: np.ndarray, step: float) -> np.ndarray:
@@ -43,7 +48,7 @@ def rebuild_row_steps(codes: np.ndarray, step: float) -> np.ndarray:
 
 def logarithms(values: np.ndarray) -> tuple[np.ndarray, float] | None:
     """Real levels (float32) of float32 values and the step (a power of two near their geometric mean); None if the grid does not serve them."""
-    if not (values > 0).all():
+    if values.size > MAX_LOGARITHMIC or not (values > 0).all():
         return None
     exponents = np.log2(values.astype(np.float64))
     if exponents.min() < -60 or exponents.max() > 60:
