@@ -3,15 +3,38 @@
     nnc.compress("model/", "small/", bits=3)      # Hugging Face folder, .safetensors, torch file, module, state dict
     state = nnc.load("small/")                    # original names, shapes and dtypes
     nnc.load_into(model, "small/")
+
+Names are imported when they are used first (PEP 562), so that `nnc --version` does not wait for torch.
 """
-from .compression import Summary, compress
-from .config import Config, Rule
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .errors import Corruption, InsufficientData, InvalidArgument, NncError, Unsupported
-from .evaluation import evaluate, sweep
-from .inspection import FileInfo, TensorInfo, inspect
-from .restoration import decompress, load, load_into, verify
+
+if TYPE_CHECKING:
+    from .compression import Summary, compress
+    from .config import Config, Rule
+    from .evaluation import evaluate, sweep
+    from .inspection import FileInfo, TensorInfo, inspect
+    from .restoration import decompress, load, load_into, verify
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["Config", "Corruption", "FileInfo", "InsufficientData", "InvalidArgument", "NncError", "Rule", "Summary", "TensorInfo", "Unsupported",
-           "compress", "decompress", "evaluate", "inspect", "load", "load_into", "sweep", "verify"]
+_MODULES = {"compression": ("Summary", "compress"), "config": ("Config", "Rule"), "evaluation": ("evaluate", "sweep"),
+            "inspection": ("FileInfo", "TensorInfo", "inspect"), "restoration": ("decompress", "load", "load_into", "verify")}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted([*_HOME, "Corruption", "InsufficientData", "InvalidArgument", "NncError", "Unsupported"])
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
