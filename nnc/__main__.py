@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -99,5 +100,11 @@ def _drop_output() -> None:
         os.close(nowhere)
 
 
+def run() -> int:
+    """Entry point of the program: being terminated is an interruption, so that nothing half-written stays behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

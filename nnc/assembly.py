@@ -1,6 +1,7 @@
 """From encoded tensors to the bytes of the files: units, directories, shards.  Encoder only."""
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,8 +41,17 @@ class Assembly:
 
     @cached_property
     def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
+        """Bytes of all files, the index of shards included."""
+        return sum(file.size for file in self.files) + len(self.index())
+
+    def index(self) -> bytes:
+        """Content of the index file, nothing if there is one file only.  It lists the tensors in their original order, which readers keep."""
+        if len(self.files) == 1:
+            return b""
+        places = {record.name: name for name, file in zip(self.names(), self.files) for record in file.directory.records}
+        weight_map = {e.record.name: places[e.record.name] for e in self.encoded}
+        total = sum(file.size for file in self.files)
+        return (json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n").encode()
 
     def names(self) -> list[str]:
         """File names inside a folder."""

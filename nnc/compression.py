@@ -1,7 +1,6 @@
 """Compress a checkpoint: plan every tensor, meet the target, write, verify by decoding.  The output appears whole or not at all."""
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -165,11 +164,8 @@ def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:
         with open(path, "wb") as out:
             out.writelines(file.chunks())
     if len(paths) > 1:
-        places = {record.name: path.name for path, file in zip(paths, assembly.files) for record in file.directory.records}
-        weight_map = {e.record.name: places[e.record.name] for e in assembly.encoded}  # readers keep this order
-        index = temporary / INDEX_NAME
-        index.write_text(json.dumps({"metadata": {"total_size": assembly.size}, "weight_map": weight_map}, indent=1) + "\n", "utf-8")
-        paths.append(index)
+        paths.append(temporary / INDEX_NAME)
+        paths[-1].write_bytes(assembly.index())
     return paths
 
 

@@ -31,17 +31,28 @@ EFFORTS = {"fast": Effort(1, 0.14, 1), "default": Effort(8, 0.38, 1), "high": Ef
 @dataclass(frozen=True)
 class Rule:
     """For tensors whose name matches `match` (a glob): `exact` keeps the values without loss, `skip` leaves the tensor uncompressed in an entry of its own,
-    `finer` and `coarser` divide and multiply the step by `factor`."""
+    `finer` and `coarser` divide and multiply the step by `factor` (default 2).  A rule must match some tensor unless it is `optional`."""
 
     match: str
     action: str
-    factor: float = 2.0
+    factor: float | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise InvalidArgument(f"rule {self.match!r}: action {self.action!r} must be one of {', '.join(ACTIONS)}")
-        if not (isinstance(self.factor, (int, float)) and isfinite(self.factor) and self.factor >= 1):
+        if self.factor is not None and self.action in ("exact", "skip"):
+            raise InvalidArgument(f"rule {self.match!r}: action {self.action} takes no factor")
+        if self.factor is not None and not (isinstance(self.factor, (int, float)) and isfinite(self.factor) and self.factor >= 1):
             raise InvalidArgument(f"rule {self.match!r}: factor {self.factor!r} must be a number of at least 1")
+        if not isinstance(self.match, str) or not isinstance(self.optional, bool):
+            raise InvalidArgument(f"rule {self.match!r}: match must be text, optional true or false")
+
+    @property
+    def step_factor(self) -> float:
+        """What the step is multiplied by."""
+        factor = 2.0 if self.factor is None else self.factor
+        return {"coarser": factor, "finer": 1 / factor}.get(self.action, 1.0)
 
     def matches(self, name: str) -> bool:
         return fnmatchcase(name, self.match)
@@ -52,10 +63,10 @@ class Rule:
         match, found, action = text.rpartition("=")
         action, _, factor = action.partition(":")
         try:
-            number = float(factor) if factor else 2.0
+            number = float(factor) if factor else None
         except ValueError:
-            number = None
-        if not (found and match) or number is None:
+            found = ""
+        if not (found and match):
             raise InvalidArgument(f"rule {text!r}: write GLOB=exact, GLOB=skip, GLOB=finer:2 or GLOB=coarser:2")
         return cls(match, action, number)
 
@@ -150,7 +161,6 @@ def read_config(path: str | os.PathLike) -> dict:
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
         raise InvalidArgument(f"{path}: rules must be a list of tables, [[rules]]")
     for rule in rules:
-        wrong = sorted(rule.keys() ^ {"match", "action"} - {"factor"} if rule.keys() - {"factor"} != {"match", "action"} else set())
-        if wrong:
-            raise InvalidArgument(f"{path}: a rule has match, action and perhaps factor, not {', '.join(wrong)}")
+        if rule.keys() - {"factor", "optional"} != {"match", "action"}:
+            raise InvalidArgument(f"{path}: a rule has match, action, perhaps factor and optional; this one has {', '.join(sorted(rule)) or 'nothing'}")
     return {**table, "rules": tuple(Rule(**rule) for rule in rules)}

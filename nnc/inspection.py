@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .container import INDEX_NAME
 from .quantize.trellis import LABELLINGS
 from .restoration import open_compressed
 from .unit import Record
@@ -56,7 +57,8 @@ def inspect(path: str | os.PathLike) -> FileInfo:
     """Read the headers and directories of a compressed file or folder."""
     with open_compressed(path) as archive:
         records = archive.records
-        total = sum(file.size for file in archive.files)
+        index = Path(path) / INDEX_NAME
+        total = sum(file.size for file in archive.files) + (index.stat().st_size if index.is_file() else 0)
         coded = [record.coding for record in records if record.kind == "coded"]
         own = [record for record in records if record.kind != "alias" or not record.tied]
         return FileInfo(

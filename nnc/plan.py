@@ -51,7 +51,7 @@ class Plan:
 def plan_tensors(checkpoint: Checkpoint, asked: Config, progress: Callable[[int, int, str], None] | None = None) -> list[Plan]:
     """Read every tensor once and plan it, in the order of the checkpoint."""
     for rule in asked.rules:
-        if not any(rule.matches(spec.name) for spec in checkpoint.specs):
+        if not rule.optional and not any(rule.matches(spec.name) for spec in checkpoint.specs):
             raise InvalidArgument(f"rule {rule.match!r} matches no tensor: names look like {checkpoint.specs[0].name!r}")
     codable = sum(spec.dtype in CODED_DTYPES for spec in checkpoint.specs)
     most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
@@ -90,7 +90,7 @@ def _plan(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, seen: dict[tu
     flat = tensor.reshape(-1)
     if spec.numel == 1 or bool((flat == flat[0]).all()):
         return Plan(spec, "exact")
-    factor = 1.0 if rule is None else rule.factor if rule.action == "coarser" else 1 / rule.factor
+    factor = rule.step_factor if rule else 1.0
     plane = make_plane(tensor)[1]
     if choose_split(spec.shape) == 0 or spec.numel <= SMALL:
         return Plan(spec, "vector", factor, rms=root_mean_square(plane))

@@ -160,6 +160,9 @@ LANES = "names kinds shapes recipes quantizers steps fine models bases noises co
 
 @dataclass
 class Directory:
+    shards: int                                                        # files of the checkpoint
+    shard: int                                                         # number of this one
+    checkpoint: int                                                    # the same in all of them
     sets: list[ExplicitSet]
     records: list[Record]
     units: list[UnitHead]
@@ -167,6 +170,10 @@ class Directory:
 
 def read_directory(data: bytes) -> Directory:
     source = Bytes(data)
+    shards, shard, checkpoint = source.varint(1 << 16), 0, 0
+    must(shards >= 1, "a checkpoint of no files")
+    if shards > 1:
+        shard, checkpoint = source.varint(shards - 1), source.u32()
     sets = [read_set(source) for _ in range(source.varint(64))]
     check_origin(source.block(1 << 24))
     count = source.varint(1 << 24)
@@ -181,7 +188,7 @@ def read_directory(data: bytes) -> Directory:
     must(len({record.name for record in records}) == count, "two tensors with one name")
     for index, record in enumerate(records):
         check_alias(records, index, record)
-    return Directory(sets, records, units)
+    return Directory(shards, shard, checkpoint, sets, records, units)
 
 
 def check_origin(text: bytes) -> None:
@@ -659,26 +666,35 @@ def unit_digest(digests: list[int]) -> int:
 
 # ---- 13. Folders and shards ------------------------------------------------------------------------------------------------------------------------
 
-def decode_file(path: Path) -> dict[str, Tensor]:
+def decode_shard(path: Path) -> tuple[Directory, dict[str, Tensor]]:
     container = read_container(path.read_bytes())
     directory = read_directory(container.directory)
     decoded: dict[str, Tensor] = {}
     for unit, data in zip(directory.units, unit_bytes(container, directory.units)):
         decoded |= decode_unit(unit, data, directory.sets)
-    return {r.name: decoded[directory.records[r.target].name if r.kind == ALIAS else r.name] for r in directory.records}
+    return directory, {r.name: decoded[directory.records[r.target].name if r.kind == ALIAS else r.name] for r in directory.records}
+
+
+def decode_file(path: Path) -> dict[str, Tensor]:
+    directory, tensors = decode_shard(path)
+    must(directory.shards == 1, "one shard of several")
+    return tensors
 
 
 def decode_shards(index: Path) -> dict[str, Tensor]:
     weight_map = read_json(index.read_bytes()).get("weight_map")
     must(type(weight_map) is dict and all(type(name) is str for name in weight_map.values()), "an index without weight_map")
-    found: dict[str, Tensor] = {}
-    for name in sorted(set(weight_map.values())):
-        path = index.parent / name
+    names = sorted(set(weight_map.values()))
+    directories, found = [], {}
+    for name in names:
         must(name not in ("", ".", "..") and "/" not in name and "\\" not in name, f"{name} is not a plain file name")
-        must(path.is_file(), f"{name} is missing")
-        shard = decode_file(path)
-        must(set(shard) == {tensor for tensor, file in weight_map.items() if file == name}, f"{name} does not match the index")
-        found |= shard
+        must((index.parent / name).is_file(), f"{name} is missing")
+        directory, tensors = decode_shard(index.parent / name)
+        must(set(tensors) == {tensor for tensor, file in weight_map.items() if file == name}, f"{name} does not match the index")
+        directories.append(directory)
+        found |= tensors
+    must(len({d.checkpoint for d in directories}) == 1, "shards of different checkpoints")
+    must(all(d.shards == len(names) for d in directories) and len({d.shard for d in directories}) == len(names), "a shard is missing or there twice")
     return {tensor: found[tensor] for tensor in weight_map}
 
 

@@ -55,8 +55,7 @@ def check_round_trip(source, path, exact=(), **options) -> tuple[nnc.Summary, di
         assert same_bits(state[name], again[name])
         if name in exact:
             assert same_bits(state[name], tensor)
-    files = [Path(file) for file in summary.files]
-    assert summary.file_bytes == sum(f.stat().st_size for f in files if f.suffix == ".safetensors")
+    assert summary.file_bytes == sum(Path(file).stat().st_size for file in summary.files) == nnc.inspect(path).file_bytes
     assert nnc.verify(path) == len(originals)
     return summary, state
 
@@ -194,7 +193,7 @@ def test_rules(tmp_path):
     assert infos["layer.2.weight"].step == pytest.approx(0.05) and infos["layer.3.weight"].step == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("rule, message", [("nothing*=exact", "matches no tensor"), ("w=wrong", "action"), ("w", "write GLOB"), ("w=finer:0.5", "at least 1"), ("w=finer:x", "write GLOB"), ("=exact", "write GLOB")])
+@pytest.mark.parametrize("rule, message", [("nothing*=exact", "matches no tensor"), ("w=wrong", "action"), ("w", "write GLOB"), ("w=finer:0.5", "at least 1"), ("w=finer:x", "write GLOB"), ("=exact", "write GLOB"), ("w=exact:3", "takes no factor"), ("w=skip:2", "takes no factor")])
 def test_bad_rules_are_refused(tmp_path, rule, message):
     with pytest.raises(nnc.InvalidArgument, match=message):
         nnc.compress({"w": torch.randn(8, 8)}, tmp_path / "x.safetensors", rules=[rule])
@@ -325,3 +324,27 @@ def test_nothing_to_compress_is_still_a_checkpoint(tmp_path):
     assert summary.parameters == 0 and nnc.load(tmp_path / "x.safetensors")["ids"].tolist() == list(range(10))
     with pytest.raises(nnc.InsufficientData):
         nnc.compress({}, tmp_path / "y.safetensors")
+
+
+def test_finite_weights_stay_finite(tmp_path):
+    """Weights next to the largest number of their dtype, and next to the smallest: no infinity, no warning."""
+    g = torch.Generator().manual_seed(0)
+    state = {"half": (torch.randn(300, 300, generator=g) * 20000).clamp(-65504, 65504).half(), "brain": (torch.randn(60, 60, generator=g) * 1e38).bfloat16(),
+             "large": torch.randn(60, 60, generator=g).clamp(-3, 3) * 1e38, "small": torch.randn(60, 60, generator=g) * 1e-38, "subnormal": torch.randn(60, 60, generator=g) * 1e-42,
+             "variance": torch.rand(60, generator=g) * 1e-38 + 1e-39}
+    state["brain"][~torch.isfinite(state["brain"])] = 3e38
+    for options in ({"bits": 4.0}, {"snr": 30.0}, {"step": 1e-3}, {"bits": 2.5, "effort": "fast"}):
+        for name, tensor in state.items():
+            if options.get("step") and name != "half":
+                continue
+            _, back = check_round_trip({name: tensor, "other": torch.randn(70, 70, generator=g)}, tmp_path / "x.safetensors", **(options if "bits" not in options else {"bits": 24.0}))
+            assert torch.isfinite(back[name]).all()
+
+
+def test_a_plain_path_of_extremes_in_one_tensor(tmp_path):
+    """Rows whose scales span 60 octaves."""
+    scale = 2.0 ** torch.linspace(-30, 30, 64)[:, None]
+    tensor = torch.randn(64, 100, generator=torch.Generator().manual_seed(1)) * scale
+    for options in ({"snr": 20.0}, {"step": 1.0}, {"step": 1e-4}):
+        _, back = check_round_trip({"w": tensor}, tmp_path / "x.safetensors", **options)
+        assert torch.isfinite(back["w"]).all() and (back["w"] - tensor).norm() < 0.2 * tensor.norm()

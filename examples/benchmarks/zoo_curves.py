@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import nnc
 
 USEFUL = 50
 BELOW = 0.85  # our lowest rate over the peer's: the same damage takes us fewer bits
+MORE = 6  # rates added at either end, each BELOW times or over the one before, until our curve covers the peer's
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,39 @@ def spread_rates(peer: PeerCurve, number: int) -> list[float]:
 
 
 def measure_case(zoo: Path, name: str, number: int, effort: str) -> CaseResult:
-    """Compress one network at `number` rates without data, load every file back and compare outputs with those of the original."""
+    """Compress one network without data at `number` rates or some more, load every file back and compare its outputs with those of the original."""
     module = import_zoo(zoo)
     case = module.CASES[name]
     model = module.load(case)
     reference = case.outputs(model)
     parameters = sum(value.numel() for value in model.state_dict().values() if value.is_floating_point())
     peer = read_peer(zoo, name)
-    points, skipped = [], []
+    points: list[Measured] = []
+    skipped: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.safetensors"
-        for bits in spread_rates(peer, number):
+
+        def measure(bits: float) -> None:
             try:
                 nnc.compress(case.weights(), path, bits=bits, effort=effort, threads=1, overwrite=True)
-            except nnc.InvalidArgument:
+            except nnc.InvalidArgument:  # smaller than the smallest possible file
                 skipped.append(bits)
-                continue
+                return
             model.load_state_dict(nnc.load(path, threads=1), strict=True)
             outputs = case.outputs(model)
             size = path.stat().st_size
             points.append(Measured(bits, 8 * size / parameters, size, case.fidelity(outputs, reference), case.score(outputs)["value"]))
+
+        rates = spread_rates(peer, number)
+        for bits in rates:
+            measure(bits)
+        errors = [point.error for point in pareto_front(peer.points)]
+        for n in range(1, MORE + 1):
+            if not skipped and max((p.error for p in points), default=inf) < errors[0]:
+                measure(rates[0] * BELOW**n)
+            if min((p.error for p in points), default=inf) > errors[-1]:
+                measure(rates[-1] / BELOW**n)
+    points.sort(key=lambda p: p.bytes)
     comparison = compare_curves([Point(p.bytes, p.error) for p in points], peer.points)
     return CaseResult(name, case.metric, case.baseline, tuple(points), tuple(skipped), comparison)
 

@@ -75,9 +75,9 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
 
 
 def count_weights(path: str | os.PathLike) -> int:
-    """Values in an original checkpoint; those of tied tensors count once."""
+    """Values of the float tensors in an original checkpoint; those of tied tensors count once."""
     with importlib.import_module("nnc.checkpoint").open_checkpoint(Path(path)) as checkpoint:
-        return sum(math.prod(spec.shape) for spec in checkpoint.specs if spec.tied_to is None)
+        return sum(math.prod(spec.shape) for spec in checkpoint.specs if spec.tied_to is None and spec.dtype.is_floating_point)
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
