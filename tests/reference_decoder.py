@@ -175,7 +175,7 @@ def read_directory(data: bytes) -> Directory:
     if shards > 1:
         shard, checkpoint = source.varint(shards - 1), source.u32()
     sets = [read_set(source) for _ in range(source.varint(64))]
-    check_origin(source.block(1 << 24))
+    source.block(1 << 24).decode("utf-8")                              # the origin: not needed for tensors
     count = source.varint(1 << 24)
     lanes = {name: Bytes(source.block(1 << 28)) for name in LANES}
     records = []
@@ -189,20 +189,6 @@ def read_directory(data: bytes) -> Directory:
     for index, record in enumerate(records):
         check_alias(records, index, record)
     return Directory(shards, shard, checkpoint, sets, records, units)
-
-
-def check_origin(text: bytes) -> None:
-    origin = read_json(text)
-    must(set(origin) == {"kind", "metadata", "wrapper", "extras"}, "the origin has other fields")
-    must(origin["kind"] in ("hf", "safetensors", "torch", "module"), "the origin has an unknown kind")
-    pairs, wrapper, extras = origin["metadata"], origin["wrapper"], origin["extras"]
-    must(type(pairs) is list and all(type(p) is list and len(p) == 2 and all(type(s) is str for s in p) for p in pairs), "metadata of the origin")
-    must(len({p[0] for p in pairs}) == len(pairs), "metadata of the origin name a key twice")
-    must(type(wrapper) is str and type(extras) is str and (wrapper == "" or all(wrapper.split("."))), "wrapper or extras of the origin")
-    node: object = read_json(extras.encode()) if extras else {}
-    for part in wrapper.split(".") if wrapper else []:
-        node = node.get(part, {})
-        must(type(node) is dict, "the wrapper of the origin leads through something else than objects")
 
 
 # ---- 4. Explicit sets ------------------------------------------------------------------------------------------------------------------------------
