@@ -124,11 +124,14 @@ def choose_labelling(sample: Sample, step: float, search: Search) -> int:
 
 def fit_bank(trials: Sequence[tuple[Trial, Sample]]) -> ModelBank:
     """Explicit tables for the whole file where they save more than they cost, judged on the samples."""
+    if not trials:
+        return ModelBank()
     counts = np.zeros((TABLES, WIDTH), np.float64)
     for trial, sample in trials:
         counts += trial.counts * (sample.weights / max(1, len(sample.x)))
+    factor = sum(sample.weights for _, sample in trials) / max(1, sum(len(sample.x) for _, sample in trials))
     shape = choose_model(counts, ModelBank())[0]
-    chosen = fit_explicit_set(np.round(counts).astype(np.int64), shape)
+    chosen = fit_explicit_set(np.round(counts / factor).astype(np.int64), shape, factor)
     return ModelBank((chosen,)) if chosen.tables else ModelBank()
 
 

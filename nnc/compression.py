@@ -19,6 +19,7 @@ from .config import Config, make_config
 from .container import FILE_NAME, INDEX_NAME
 from .encoder import EncodedTensor, encode_coded, encode_exact, encode_logarithmic, encode_plain, tensor_bytes
 from .entropy.explicit import ModelBank
+from .entropy.parametric import SHAPES
 from .errors import Corruption, InvalidArgument
 from .coder import checksum
 from .plan import Plan, plan_tensors
@@ -144,6 +145,8 @@ def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search
         done += plan.nbytes
     if progress:
         progress(total, total, "compress")
+    if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
+        bank = ModelBank()  # no tensor took to the explicit tables
     return assemble_files(encoded, {plan.name: plan.target for plan in plans if plan.treatment == "alias"}, bank, checkpoint.origin.to_json(),
                           asked.shard_bytes if folder else None)
 

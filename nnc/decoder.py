@@ -11,7 +11,7 @@ import torch
 from .coder import chain_digests, checksum, unpack_words
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
-from .entropy.scales import decode_codes
+from .entropy.scales import decode_codes, kernel_codes
 from .errors import Corruption
 from .kernels.streams import decode_four, decode_tile
 from .partition.grid import Grid
@@ -107,7 +107,7 @@ def _start_coded(record: Record, data: memoryview, bank: ModelBank, pool: Execut
     logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
     labelling, step = (0, 1.0) if logarithmic else (coding.labelling, coding.step)
     row_steps = rebuild_row_steps(rows, step) if coding.follow else np.full(grid.rows, step, np.float32)
-    rows = rows + np.int16(coding.base)
+    rows, columns = kernel_codes(rows, coding.base), kernel_codes(columns)
 
     def decode(group: list[int], tiles: list[tuple[int, int, int, int]]) -> bool:
         if len(group) == 4:

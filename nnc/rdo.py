@@ -13,7 +13,7 @@ import numpy as np
 
 from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from .entropy.parametric import CLASSES, SHAPES
-from .entropy.scales import MOST_LIVE, OFF, encode_codes
+from .entropy.scales import MOST, OFF, encode_codes, kernel_codes
 from .kernels.planes import column_powers, gather_tile, row_powers
 from .kernels.streams import count_levels
 from .kernels.viterbi import search_scalar, search_trellis
@@ -106,10 +106,6 @@ def fit_scales(plane: np.ndarray, spacing: float, follow: bool = False) -> Scale
     q = 1 if shift else 0
     base, row_codes = _follow_codes(row_index, live_rows, columns) if follow else _choose_codes(row_index, live_rows, columns, q)
     offset, column_codes = _choose_codes(column_index + base, live_columns, rows, q, fixed=base)
-    live_codes = row_codes[row_codes != OFF]
-    if live_codes.size:  # a weight that lives is coded, however small its row and its column
-        lowest = 1 - offset - int(live_codes.min())
-        column_codes = np.where(column_codes == OFF, OFF, np.maximum(column_codes, lowest)).astype(np.int16)
     return Scales(offset, row_codes, column_codes, shift, follow)
 
 
@@ -135,7 +131,7 @@ def _follow_codes(index: np.ndarray, live: np.ndarray, weights: int) -> tuple[in
     noise = (4 / np.log(2)) ** 2 / (2 * weights)
     spread = float(np.var(x))
     trust = max(0.0, spread - noise) / spread if spread > 0 else 0.0
-    codes[live] = np.clip(np.round((x - middle) * trust * (2 / 3)), -MOST_LIVE, MOST_LIVE)
+    codes[live] = np.clip(np.round((x - middle) * trust * (2 / 3)), 1 - MOST, MOST)
     return int(np.clip(round(middle), 1, CLASSES)), codes
 
 
@@ -159,7 +155,7 @@ def _choose_codes(index: np.ndarray, live: np.ndarray, weights: int, q: int, fix
         side = (np.arange(1, CLASSES + 1) - base) ** 2 / (2 * deviation**2 * np.log(2)) + np.log2(deviation * np.sqrt(2 * np.pi))
         chosen = np.argmin(cost + side, 1) + 1
     candidate = codes.copy()
-    candidate[live] = np.clip(chosen - base, -MOST_LIVE, MOST_LIVE)
+    candidate[live] = chosen - base
     plain = cost[:, base - 1].sum() + 8 * len(encode_codes(codes)[2])
     coded = np.take_along_axis(cost, chosen[:, None] - 1, 1).sum() + 8 * len(encode_codes(candidate)[2])
     return base, candidate if coded < plain else codes
@@ -179,7 +175,7 @@ def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, s
     top, bottom, left, right = tile
     area = (bottom - top) * (right - left)
     x, codes, position = np.empty(area, np.float32), np.empty(area, np.uint8), np.empty(area, np.uint32 if plane.size < 1 << 32 else np.int64)
-    n = gather_tile(plane, top, bottom, left, right, scales.rows + np.int16(scales.base), scales.columns, CLASSES, 1 / scales.row_steps(step), x, codes, position)
+    n = gather_tile(plane, top, bottom, left, right, kernel_codes(scales.rows, scales.base), kernel_codes(scales.columns), CLASSES, 1 / scales.row_steps(step), x, codes, position)
     return Gathered(x[:n], codes[:n], position[:n])
 
 
@@ -230,7 +226,10 @@ def move(scales: Scales, offset: int) -> Scales:
 
 
 def fit_explicit_set(counts: np.ndarray, shape: int, gain_factor: float = 1.0) -> ExplicitSet:
-    """Coded tables where they save more bits than they cost; `counts` int64 (TABLES, WIDTH), `gain_factor` = real weights per counted one."""
+    """Coded tables where they save more bits than they cost; `counts` int64 (TABLES, WIDTH), `gain_factor` = real weights per counted one.
+
+    A table fitted to a sample codes the sample better than the rest, by half a parameter's worth of log2(e) on either side: that is taken off the gain.
+    """
     parametric = level_bits(ModelBank(), shape)
     tables = []
     for number in np.flatnonzero(counts.sum(1) >= 64):
@@ -249,6 +248,6 @@ def fit_explicit_set(counts: np.ndarray, shape: int, gain_factor: float = 1.0) -
         final = table.frequencies().counts
         new = (row[first:last + 1] * (24 - np.log2(final[:-1]))).sum() + (row.sum() - row[first:last + 1].sum()) * (32 - np.log2(final[-1]))
         old = (row * parametric[number]).sum()
-        if (old - new) * gain_factor > 16 + 5 * len(lengths):
+        if (old - new - 1.44 * len(lengths)) * gain_factor > 16 + 5 * len(lengths):
             tables.append((int(number), table))
     return ExplicitSet(shape, tuple(tables))

@@ -84,6 +84,7 @@ def inflate(data: bytes, length: int) -> bytes:
 
 @dataclass
 class Container:
+    size: int                                                          # bytes of the file
     directory: bytes
     small: bytes                                                       # all units without an entry of their own
     entries: dict[str, tuple[str, list[int], bytes]]                   # key: dtype, shape, bytes; without `nnc`
@@ -147,10 +148,10 @@ def read_container(file: bytes) -> Container:
     must(dtype == "U8" and shape == [len(data)], "entry nnc has another type")
     source = Bytes(data)
     packed, raw, checksum = source.u32(), source.u32(), source.u32()
-    must(raw <= 1 << 28, "a directory that is too long")
+    must(raw <= min(1 << 28, (1 << 16) + 128 * packed), "a directory that is too long")
     deflated = source.take(packed)
     must(zlib.crc32(deflated) == checksum, "checksum of the directory")
-    return Container(inflate(deflated, raw), data[source.position:], entries)
+    return Container(len(file), inflate(deflated, raw), data[source.position:], entries)
 
 
 # ---- 3. Directory ----------------------------------------------------------------------------------------------------------------------------------
@@ -162,18 +163,18 @@ LANES = "names kinds shapes recipes quantizers steps fine models bases noises co
 class Directory:
     shards: int                                                        # files of the checkpoint
     shard: int                                                         # number of this one
-    checkpoint: int                                                    # the same in all of them
+    identity: int                                                      # the same in all of them
     sets: list[ExplicitSet]
     records: list[Record]
     units: list[UnitHead]
 
 
-def read_directory(data: bytes) -> Directory:
-    source = Bytes(data)
-    shards, shard, checkpoint = source.varint(1 << 16), 0, 0
+def read_directory(container: Container) -> Directory:
+    source = Bytes(container.directory)
+    shards, shard, identity = source.varint(1 << 16), 0, 0
     must(shards >= 1, "a checkpoint of no files")
     if shards > 1:
-        shard, checkpoint = source.varint(shards - 1), source.u32()
+        shard, identity = source.varint(shards - 1), source.u32()
     sets = [read_set(source) for _ in range(source.varint(64))]
     source.block(1 << 24).decode("utf-8")                              # the origin: not needed for tensors
     count = source.varint(1 << 24)
@@ -188,7 +189,9 @@ def read_directory(data: bytes) -> Directory:
     must(len({record.name for record in records}) == count, "two tensors with one name")
     for index, record in enumerate(records):
         check_alias(records, index, record)
-    return Directory(shards, shard, checkpoint, sets, records, units)
+    total = sum(record.elements * record.size for record in records if not record.tied)
+    must(total <= (1 << 26) + (container.size << 12), "tensors that are too large for their file")
+    return Directory(shards, shard, identity, sets, records, units)
 
 
 # ---- 4. Explicit sets ------------------------------------------------------------------------------------------------------------------------------
@@ -268,6 +271,7 @@ class Record:
     filter: int = 0
     value: bytes = b""
     target: int = 0
+    tied: bool = False
     stored: int = 0
     coding: Coding | None = None
 
@@ -285,7 +289,7 @@ def read_record(lanes: dict[str, Bytes], sets: int) -> Record:
     axes = lanes["shapes"].byte()
     must(axes <= 15, "too many axes")
     shape = tuple(lanes["shapes"].varint(1 << 40) for _ in range(axes))
-    must(math.prod(shape) <= 1 << 40, "too many elements")
+    must(math.prod(axis for axis in shape if axis) <= 1 << 40, "too many elements")
     record = Record(name, kind, DTYPES[dtype].name, DTYPES[dtype].size, shape)
     if kind == PLAIN:
         must(DTYPES[dtype].container != "", "a plain tensor of a dtype that a container does not have")
@@ -299,12 +303,12 @@ def read_record(lanes: dict[str, Bytes], sets: int) -> Record:
     elif kind == CONSTANT:
         record.value = lanes["values"].take(record.size)
     elif kind == ALIAS:
-        record.target = lanes["values"].varint(1 << 25) >> 1
+        value = lanes["values"].varint(1 << 25)
+        record.target, record.tied = value >> 1, value & 1 == 1
     else:
         must(dtype <= 2 and record.elements >= 1, "a coded tensor without elements or of another dtype")
         record.coding = coding = read_coding(lanes, shape, sets)
         record.stored = coding.row_codes.length + coding.column_codes.length + sum(coding.lengths)
-    must(kind == ALIAS or record.elements * record.size <= (1 << 28) + (record.stored << 16), "a tensor that is too large for its bytes")
     return record
 
 
@@ -316,7 +320,7 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int) -> C
     states, shift = STATES[quantizer >> 5], quantizer & 31
     must(shift <= 16, "too many bypass bits")
     must(labelling != 1 or states > 1, "the sign-symmetric labelling needs states")
-    must(labelling != 2 or (states == 1 and follow == 0), "the logarithmic labelling has one state and one step")
+    must(labelling != 2 or (states == 1 and follow == 0 and math.prod(shape) <= 1 << 20), "what the logarithmic labelling does not go with")
     lower, upper = lanes["fine"].take(2), lanes["steps"].take(2)
     step = np.float32(struct.unpack("<f", lower + upper)[0])
     must(bool(np.isfinite(step)) and step > 0, "a step that is not positive and finite")
@@ -330,7 +334,9 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int) -> C
     width = lanes["grids"].varint(columns) if height else columns
     must(width >= 1, "a CTU without columns")
     height = height or rows
-    lengths = [lanes["lengths"].varint(1 << 43) for _ in range(-(-rows // height) * -(-columns // width))]
+    ctus = -(-rows // height) * -(-columns // width)
+    must(ctus == 1 or height * width >= 1 << 12, "several CTUs that are too small")
+    lengths = [lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
     return Coding(follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, rows, columns, height, width, lengths)
 
 
@@ -367,7 +373,8 @@ def read_unit_heads(source: Bytes, records: list[Record]) -> list[UnitHead]:
         count, own = divmod(source.varint(2 * len(records) + 1), 2)
         must(1 <= count <= len(records) - first, "units and records do not add up")
         unit = UnitHead(records[first:first + count], own == 1, source.u32(), source.u32())
-        must(all(record.kind != PLAIN for record in unit.records) or (unit.own and count == 1), "a plain tensor that is not alone in an own entry")
+        must(count == 1 or not own, "several records in an own entry")
+        must(own or all(record.kind != PLAIN for record in unit.records), "a plain tensor in a small unit")
         units.append(unit)
         first += count
     must(first == len(records), "units and records do not add up")
@@ -409,6 +416,7 @@ def decode_unit(unit: UnitHead, data: bytes, sets: list[ExplicitSet]) -> dict[st
             out[record.name] = record.dtype, record.shape, record.value * record.elements
         elif record.kind == CODED:
             out[record.name] = record.dtype, record.shape, coded_bytes(record, stored, sets, digests)
+    must(all(set(data) <= {0, 1} for dtype, _, data in out.values() if dtype == "bool"), "a bool byte that is neither 0 nor 1")
     must(unit_digest(digests) == unit.digest, f"digest of the unit of {unit.records[0].name}")
     return out
 
@@ -465,9 +473,9 @@ def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[i
     coder, s, digest = Coder(data), 0, 0
     for j in range(len(column)):
         for i in range(len(row)):
-            c = min(row[i] + coding.base + column[j], 36)
-            if c <= 0:
+            if row[i] == -64 or column[j] == -64:
                 continue
+            c = min(max(row[i] + coding.base + column[j], 1), 36)
             q = s & 1
             k = coder.level(table_of(coding.model, sets, 2 * c + (1 if coding.shift else q)))
             if coding.shift:
@@ -580,8 +588,7 @@ class Coder:
         a, symbols = self.symbol(table), len(table.frequencies)
         if a < symbols - 1:
             return table.low + a
-        side, length = self.bits(1), self.bits(5)
-        must(length <= 22, "an escape that is too long")
+        side, length = self.bits(1), min(self.bits(5), 22)
         excess = (1 << length) + self.bits(length) - 1
         return table.low - 1 - excess if side else table.low + symbols - 1 + excess
 
@@ -616,22 +623,30 @@ def power(k: np.ndarray) -> np.ndarray:
     return np.ldexp(np.array(MANTISSAS, np.float32)[k % 128], (k // 128 - 23).astype(np.int32))
 
 
+def row_steps(coding: Coding, row: list[int]) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        steps = power((16 if coding.follow else 0) * np.array(row, np.int64)) * coding.step
+    must(bool(np.isfinite(steps).all()), "the step of a row is infinite")
+    return steps
+
+
 def values(coding: Coding, row: list[int], number: np.ndarray, coded: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):                                    # overflow to infinity is the rule
         if coding.labelling == 2:                                      # weights that are not coded have level 0
-            return power(number) * coding.step
-        steps = power(16 * np.array(row, np.int64)) * coding.step if coding.follow else np.full(len(row), coding.step)
-        return np.where(coded, number.astype(np.float32) * steps[:, None], np.float32(0))
+            plane = power(number) * coding.step
+            must(bool(np.isfinite(plane).all()), "an infinite logarithmic value")
+            return plane
+        return np.where(coded, number.astype(np.float32) * row_steps(coding, row)[:, None], np.float32(0))
 
 
 def rounded(plane: np.ndarray, dtype: str) -> bytes:
     if dtype == "float32":
         return plane.astype("<f4").tobytes()
     if dtype == "float16":
-        with np.errstate(all="ignore"):
-            return plane.astype("<f2").tobytes()
-    bits = plane.astype("<f4").view("<u4").astype(np.uint64)           # bfloat16: upper half, ties to the even one
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+        return np.clip(plane, np.float32(-65504), np.float32(65504)).astype("<f2").tobytes()
+    most = np.array([0x7F7F0000], np.uint32).view(np.float32)[0]
+    bits = np.clip(plane, -most, most).astype("<f4").view("<u4").astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()  # the upper half, ties to the even one
 
 
 # ---- 12. Checks ------------------------------------------------------------------------------------------------------------------------------------
@@ -654,7 +669,7 @@ def unit_digest(digests: list[int]) -> int:
 
 def decode_shard(path: Path) -> tuple[Directory, dict[str, Tensor]]:
     container = read_container(path.read_bytes())
-    directory = read_directory(container.directory)
+    directory = read_directory(container)
     decoded: dict[str, Tensor] = {}
     for unit, data in zip(directory.units, unit_bytes(container, directory.units)):
         decoded |= decode_unit(unit, data, directory.sets)
@@ -679,7 +694,7 @@ def decode_shards(index: Path) -> dict[str, Tensor]:
         must(set(tensors) == {tensor for tensor, file in weight_map.items() if file == name}, f"{name} does not match the index")
         directories.append(directory)
         found |= tensors
-    must(len({d.checkpoint for d in directories}) == 1, "shards of different checkpoints")
+    must(len({d.identity for d in directories}) == 1, "shards of different checkpoints")
     must(all(d.shards == len(names) for d in directories) and len({d.shard for d in directories}) == len(names), "a shard is missing or there twice")
     return {tensor: found[tensor] for tensor in weight_map}
 

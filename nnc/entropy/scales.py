@@ -1,6 +1,6 @@
 """Scale codes of rows and columns: the side information that picks the table of a weight.
 
-The scale index of weight (i, j) is `base + row[i] + column[j]` in quarter octaves, 0 and below meaning "not coded, the value is zero"
+The scale index of weight (i, j) is `base + row[i] + column[j]` in quarter octaves, clipped to 1..36; the code -64 means "not coded, the value is zero"
 (hyperprior, US11257254B2, with the hyper-decoder reduced to a sum of integers).  The codes of one axis are absent (all zero), coded
 with a parametric table through ANS, directly or as differences, or deflated.
 """
@@ -17,10 +17,14 @@ from ..registry import Table
 from .parametric import level_weights, normalise
 
 MOST = 64  # codes lie in -64..64
-OFF = -64  # what an encoder gives to dead rows and columns ...
-MOST_LIVE = 27  # ... and the largest magnitude of the others, so that -64 + 27 + base is never positive
+OFF = -64  # the code of a dead row or column: its weights are not coded, they are zero
 SPREADS = 24
 MODES = Table("scale code mode", {0: "none", 1: "direct", 2: "differences", 3: "deflated"})
+
+
+def kernel_codes(codes: np.ndarray, base: int = 0) -> np.ndarray:
+    """Codes as the kernels take them: int16, the base added, dead ones far below any sum of live ones."""
+    return np.where(codes == OFF, -1000, codes + base).astype(np.int16)
 
 
 @lru_cache(maxsize=None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from .streams import DEAD
+
 
 @njit(cache=True, nogil=True)
 def row_powers(plane, column_scale, out):
@@ -38,8 +40,9 @@ def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classe
     n = 0
     for j in range(left, right):
         for i in range(top, bottom):
-            c = min(np.int64(row_codes[i]) + np.int64(column_codes[j]), classes)
-            if c > 0:
+            c = np.int64(row_codes[i]) + np.int64(column_codes[j])
+            if c > DEAD:
+                c = min(max(c, 1), classes)
                 x[n] = plane[i, j] * inverse_steps[i]
                 codes[n] = c
                 position[n] = i * columns + j

@@ -15,6 +15,7 @@ _MASK32 = np.uint64(0xFFFFFFFF)
 _LIMIT = np.uint64(1 << 32)
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 LEVEL_BITS = 22  # levels lie in (-2^22, 2^22): exact in float32 after doubling
+DEAD = -500  # sums of codes below mean that the weight is not coded: dead rows and columns have -1000
 RAW_CHUNK = 16  # raw bits go through the coder at most 16 at a time
 
 
@@ -88,7 +89,7 @@ def decode_tile(words, begin, end, top, bottom, left, right, row_codes, column_c
                 row_steps, plane):
     """Decode one CTU into `plane[top:bottom, left:right]`; returns (final coder state, words left, digest of the levels).
 
-    words: uint32, of which begin..end are this stream; row_codes, column_codes: int16, the base is in the row codes; row_steps: float32 (rows,).
+    words: uint32, of which begin..end are this stream; row_codes, column_codes: int16, the base is in the row codes, -1000 for dead ones; row_steps: float32 (rows,).
     """
     cumulative, hint, low, escape = tables
     x, p = _start(words, begin, end)
@@ -99,8 +100,9 @@ def decode_tile(words, begin, end, top, bottom, left, right, row_codes, column_c
     for j in range(left, right):
         column_code = np.int64(column_codes[j])
         for i in range(top, bottom):
-            c = min(np.int64(row_codes[i]) + column_code, classes)
-            if c > 0:
+            c = np.int64(row_codes[i]) + column_code
+            if c > DEAD:
+                c = min(max(c, 1), classes)
                 q = s & 1
                 t = 2 * c + (q | raw)
                 v = x & _MASK24
@@ -146,8 +148,9 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
         c0, c1 = np.int64(column_codes[n0 + j]), np.int64(column_codes[n1 + j])
         c2, c3 = np.int64(column_codes[n2 + j]), np.int64(column_codes[n3 + j])
         for i in range(height):
-            c = min(np.int64(row_codes[r0 + i]) + c0, classes)
-            if c > 0:
+            c = np.int64(row_codes[r0 + i]) + c0
+            if c > DEAD:
+                c = min(max(c, 1), classes)
                 q = s0 & 1
                 t = 2 * c + (q | raw)
                 v = x0 & _MASK24
@@ -167,8 +170,9 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
                 s0 = next_state[s0, k & 1]
             else:
                 plane[r0 + i, n0 + j] = np.float32(0)
-            c = min(np.int64(row_codes[r1 + i]) + c1, classes)
-            if c > 0:
+            c = np.int64(row_codes[r1 + i]) + c1
+            if c > DEAD:
+                c = min(max(c, 1), classes)
                 q = s1 & 1
                 t = 2 * c + (q | raw)
                 v = x1 & _MASK24
@@ -188,8 +192,9 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
                 s1 = next_state[s1, k & 1]
             else:
                 plane[r1 + i, n1 + j] = np.float32(0)
-            c = min(np.int64(row_codes[r2 + i]) + c2, classes)
-            if c > 0:
+            c = np.int64(row_codes[r2 + i]) + c2
+            if c > DEAD:
+                c = min(max(c, 1), classes)
                 q = s2 & 1
                 t = 2 * c + (q | raw)
                 v = x2 & _MASK24
@@ -209,8 +214,9 @@ def decode_four(words, begin, end, rows, columns, height, width, row_codes, colu
                 s2 = next_state[s2, k & 1]
             else:
                 plane[r2 + i, n2 + j] = np.float32(0)
-            c = min(np.int64(row_codes[r3 + i]) + c3, classes)
-            if c > 0:
+            c = np.int64(row_codes[r3 + i]) + c3
+            if c > DEAD:
+                c = min(max(c, 1), classes)
                 q = s3 & 1
                 t = 2 * c + (q | raw)
                 v = x3 & _MASK24
