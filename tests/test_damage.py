@@ -482,6 +482,7 @@ def overflowing_level() -> bytes:
 
 LEVEL = overflowing_level()
 LARGEST_CODE = zlib.compress(b"\x40")
+DEAD_ROW = zlib.compress(b"\xc0")  # the code -64
 NO_CRASH = {
     "no elements, long axes": pack(constant((1 << 40, 1 << 40, 0))),
     "no elements, long axes, exact": pack(exact((1 << 40, 1 << 40, 0), b"", "none")),
@@ -509,9 +510,9 @@ def test_tensors_that_cost_no_bytes_take_a_few_times_their_size(place, small, ca
     inflating = zeros(size)
     record, stored = {
         "constant": (constant((size // 4,)), b""),
-        "not coded": (coded((size // 4,), base=0), b""),
-        "not coded, bfloat16": (coded((size // 2,), torch.bfloat16, base=0), b""),
-        "logarithmic": (coded((1 << 20,), labelling=2, base=0), b""),
+        "not coded": (coded((size // 4,), rows=codes("deflated", DEAD_ROW, 0)), DEAD_ROW),
+        "not coded, bfloat16": (coded((size // 2,), torch.bfloat16, rows=codes("deflated", DEAD_ROW, 0)), DEAD_ROW),
+        "logarithmic": (coded((1 << 20,), labelling=2, rows=codes("deflated", DEAD_ROW, 0)), DEAD_ROW),
         "deflated": (exact((size,), inflating), inflating),
         "differences": (exact((size // 8,), inflating, "differences", torch.int64), inflating),
     }[case]
