@@ -42,10 +42,11 @@ def short_step(step: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Weights of one tensor to try steps on.  x: float32 in scan order; index: int64 scale index of each when a level is one rms wide; weights: of the whole
+    """Weights of one tensor to try steps on.  x: float32 in scan order, over `scale`, the step of their row when the step of the tensor is one; index: int64 scale index of each when a level is one rms wide; weights: of the whole
     tensor; side: estimated bits of its scale codes; relative: its step up to the common factor."""
 
     x: np.ndarray
+    scale: np.ndarray
     index: np.ndarray
     rms: float
     weights: int
@@ -72,7 +73,9 @@ def take_sample(plane: np.ndarray, factor: float, most: int, follow: bool) -> Sa
     side = 3.0 * (np.count_nonzero(scales.rows) + np.count_nonzero(scales.columns))
     x = np.concatenate([part.x for part in parts])
     index = np.concatenate([part.codes for part in parts]).astype(np.int64) + 4 * scales.shift
-    return Sample(x, index, rms, plane.size, side, factor * relative_step(rms, plane.size))
+    steps = scales.row_steps(1.0)
+    scale = np.concatenate([steps[part.position // plane.shape[1]] for part in parts])
+    return Sample(x, scale, index, rms, plane.size, side, factor * relative_step(rms, plane.size))
 
 
 def root_mean_square(plane: np.ndarray) -> float:
@@ -106,9 +109,9 @@ def try_step(sample: Sample, step: float, search: Search, bank: ModelBank = Mode
     _, _, bits = choose_model(counts, bank)
     values = np.empty(len(levels), np.float32)
     replay_levels(levels, trellis.next_state, search.labelling, values)
-    scale = sample.weights / max(1, len(levels))
-    error = float(np.square(values * np.float32(step) - sample.x, dtype=np.float64).sum())
-    return Trial((bits + shift * len(levels)) * scale + sample.side, error * scale, counts)
+    every = sample.weights / max(1, len(levels))
+    error = float(np.square((values * np.float32(step) - sample.x) * sample.scale, dtype=np.float64).sum())
+    return Trial((bits + shift * len(levels)) * every + sample.side, error * every, counts)
 
 
 def choose_labelling(sample: Sample, step: float, search: Search) -> int:
