@@ -119,11 +119,13 @@ def check_memory(path: str | os.PathLike, needed: int) -> None:
 def load_into(model: nn.Module, path: str | os.PathLike, *, strict: bool = True, threads: int | None = None) -> nn.Module:
     """Load a compressed checkpoint into a module (its parameters keep their dtype and device) and return the module.
 
-    strict: every tensor of either side must be on the other one.  InvalidArgument names the first that is not.
+    strict: every tensor of either side must be on the other one, but for the batch counters of old checkpoints, which torch does without
+    too.  InvalidArgument names the first that is not.
     """
     state = load(path, threads=threads)
     own = model.state_dict()
-    if strict and (difference := sorted(state.keys() ^ own.keys())):
+    expected = {name for name in own if name in state or not name.endswith("num_batches_tracked")}
+    if strict and (difference := sorted(state.keys() ^ expected)):
         side = "the model" if difference[0] in state else str(path)
         raise InvalidArgument(f"{len(difference)} tensors differ, the first is {difference[0]!r}, not in {side}: pass strict=False to load the others")
     for name in state.keys() & own.keys():
