@@ -28,6 +28,7 @@ from .restoration import open_compressed
 from .targets import meet_size, meet_snr
 from .unit import Record
 
+SHARD_BYTES = 5_000_000_000  # of a file in a folder
 Progress = Callable[[int, int, str], None]
 
 
@@ -70,6 +71,8 @@ def compress(source: str | os.PathLike | nn.Module | Mapping[str, torch.Tensor],
         raise InvalidArgument(f"{destination}: a compressed checkpoint is a .safetensors file or a folder: choose such a name")
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
     check_destination(path, destination, overwrite)
+    if asked.shard_bytes is not None and not folder:
+        raise InvalidArgument(f"shard_bytes splits a folder, {destination} is one file: leave it out or name a folder")
     with open_checkpoint(source, weights_key) as checkpoint, _pool(threads) as pool:
         plans = plan_tensors(checkpoint, asked, progress)
         assembly, factor = _meet_target(checkpoint, plans, asked, pool, progress, folder)
@@ -77,10 +80,11 @@ def compress(source: str | os.PathLike | nn.Module | Mapping[str, torch.Tensor],
             written = _write(assembly, temporary, folder)
             if folder:
                 _carry(checkpoint, temporary, written)
-            _verify(temporary, assembly.encoded, pool)
+            _verify(temporary, assembly.encoded, pool, progress)
+        left_out = checkpoint.left_out if folder else checkpoint.left_out + tuple(name for name, _ in checkpoint.side_files)
         return Summary(tuple(destination / file.name for file in written) if folder else (destination,), assembly.size, checkpoint.nbytes,
                        sum(plan.weights for plan in plans), len(plans), assembly.snr({plan.name for plan in plans if plan.treatment == "coded"}), factor,
-                       tuple(plan.name for plan in plans if plan.nonfinite), checkpoint.left_out)
+                       tuple(plan.name for plan in plans if plan.nonfinite), left_out)
 
 
 def check_threads(threads: int | None) -> int:
@@ -148,7 +152,7 @@ def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search
     if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
         bank = ModelBank()  # no tensor took to the explicit tables
     return assemble_files(encoded, {plan.name: plan.target for plan in plans if plan.treatment == "alias"}, bank, checkpoint.origin.to_json(),
-                          asked.shard_bytes if folder else None)
+                          (asked.shard_bytes or SHARD_BYTES) if folder else None)
 
 
 def _encode_vector(checkpoint: Checkpoint, plan: Plan, typical: float, search: Search) -> EncodedTensor:
@@ -180,11 +184,15 @@ def _carry(checkpoint: Checkpoint, temporary: Path, written: list[Path]) -> None
         shutil.copyfile(path, temporary / name)
 
 
-def _verify(path: Path, encoded: tuple[EncodedTensor, ...], pool: Executor | None) -> None:
+def _verify(path: Path, encoded: tuple[EncodedTensor, ...], pool: Executor | None, progress: Progress | None) -> None:
     """Decode what was written and compare every tensor with what the encoder meant to write."""
     expected = {e.record.name: e.content for e in encoded if e.record.kind != "alias"}
+    total, done = sum(e.record.nbytes for e in encoded if e.record.kind != "alias"), 0
     with open_compressed(path, pool) as archive:
         for name, tensor in archive.tensors():
+            done += tensor.nbytes
+            if progress:
+                progress(done, total, f"verify {name}")
             if checksum(tensor_bytes(tensor)) != expected.pop(name, None):
                 raise Corruption(f"tensor {name!r} does not decode to what was encoded: not written; please report this")
     if expected:

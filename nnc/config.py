@@ -73,7 +73,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole request.  Exactly one target: bits per parameter of the whole file, size in bytes, snr in dB over all coded weights, or one absolute step."""
+    """The whole request.  Exactly one target: bits per parameter of the whole file, size in bytes, snr in dB over all coded weights, or one absolute step.
+
+    effort: name of an Effort, whose states and Lagrangian (step^2 per bit) may be set on their own; labelling: auto, plain or sign-symmetric; shard_bytes: of the files
+    in a folder, default 5e9; rules: the last that matches a tensor counts.
+    """
 
     bits: float | None = None
     size: int | None = None
@@ -83,7 +87,7 @@ class Config:
     states: int | None = None
     labelling: str = "auto"
     lagrangian: float | None = None
-    shard_bytes: int = 5_000_000_000
+    shard_bytes: int | None = None
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -100,6 +104,8 @@ class Config:
             raise InvalidArgument(f"effort {self.effort!r}: must be one of {', '.join(EFFORTS)}")
         if self.states is not None:
             STATES.id(self.states)
+        if self.labelling == "sign-symmetric" and self.chosen_effort.states == 1:
+            raise InvalidArgument("labelling sign-symmetric needs more than one state: raise the effort or leave the labelling to auto")
         if self.labelling not in ("auto", *LABELLINGS.values()):
             raise InvalidArgument(f"labelling {self.labelling!r}: must be auto, plain or sign-symmetric")
 

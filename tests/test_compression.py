@@ -348,3 +348,12 @@ def test_a_plain_path_of_extremes_in_one_tensor(tmp_path):
     for options in ({"snr": 20.0}, {"step": 1.0}, {"step": 1e-4}):
         _, back = check_round_trip({"w": tensor}, tmp_path / "x.safetensors", **options)
         assert torch.isfinite(back["w"]).all() and (back["w"] - tensor).norm() < 0.2 * tensor.norm()
+
+
+def test_options_that_cannot_take_effect_are_refused(tmp_path):
+    state = {"w": torch.randn(30, 30)}
+    with pytest.raises(nnc.InvalidArgument, match="more than one state"):
+        nnc.compress(state, tmp_path / "x.safetensors", labelling="sign-symmetric", effort="fast")
+    with pytest.raises(nnc.InvalidArgument, match="shard_bytes splits a folder"):
+        nnc.compress(state, tmp_path / "x.safetensors", shard_bytes=1000)
+    assert list(tmp_path.iterdir()) == []
