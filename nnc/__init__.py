@@ -25,7 +25,8 @@ __version__ = "0.1.0.dev0"
 _MODULES = {"compression": ("Summary", "compress"), "config": ("Config", "Rule"), "evaluation": ("evaluate", "sweep"),
             "inspection": ("FileInfo", "TensorInfo", "inspect"), "restoration": ("decompress", "load", "load_into", "verify")}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = sorted([*_HOME, "Corruption", "InsufficientData", "InvalidArgument", "NncError", "Unsupported"])
+__all__ = ["Config", "Corruption", "FileInfo", "InsufficientData", "InvalidArgument", "NncError", "Rule", "Summary", "TensorInfo",
+           "Unsupported", "compress", "decompress", "evaluate", "inspect", "load", "load_into", "sweep", "verify"]
 
 
 def __getattr__(name: str):

@@ -1,11 +1,14 @@
 """Bits across tensors without data: relative steps by a rule, their common factor from a survey of samples.
 
-Rule: `step ~ rms^(1/2) * weights^(1/4)` per tensor.  Equal steps are best for the squared error of the weights; steps in proportion to the rms are best where a normalisation
-follows; the square root stands between, and the fourth root lets large tensors, whose errors average out over more inputs, be coarser.  Measured on eight networks against
+Rule: `step ~ rms^(1/2) * weights^(1/4)` per tensor.  Equal steps are best for the squared error of the weights; steps in
+proportion to the rms are best where a normalisation
+follows; the square root stands between, and the fourth root lets large tensors, whose errors average out over more inputs, be
+coarser.  Measured on eight networks against
 one step for all: fewer bytes at equal behaviour on each of them (README, "Benchmarks").
 
 The survey codes samples of every tensor at trial steps, so that a target is met before anything large is encoded.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,8 +22,20 @@ from .entropy.parametric import CLASSES
 from .kernels.streams import replay_levels
 from .partition.grid import choose_grid
 from .quantize.trellis import make_trellis
-from .rdo import (CENTRE, START_SHAPE, WIDTH, Gathered, Search, choose_model, choose_shift, count, find_levels, fit_explicit_set, fit_scales, gather,
-                  level_bits)
+from .rdo import (
+    START_SHAPE,
+    WIDTH,
+    Gathered,
+    Search,
+    choose_model,
+    choose_shift,
+    count,
+    find_levels,
+    fit_explicit_set,
+    fit_scales,
+    gather,
+    level_bits,
+)
 
 SAMPLE = 1 << 15  # weights sampled per tensor ...
 SAMPLES = 1 << 22  # ... and over all tensors
@@ -42,7 +57,8 @@ def short_step(step: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Weights of one tensor to try steps on.  x: float32 in scan order, over `scale`, the step of their row when the step of the tensor is one; index: int64 scale index of each when a level is one rms wide; weights: of the whole
+    """Weights of one tensor to try steps on.  x: float32 in scan order, over `scale`, the step of their row when the step of the
+    tensor is one; index: int64 scale index of each when a level is one rms wide; weights: of the whole
     tensor; side: estimated bits of its scale codes; relative: its step up to the common factor."""
 
     x: np.ndarray
@@ -67,7 +83,9 @@ def take_sample(plane: np.ndarray, factor: float, most: int, follow: bool) -> Sa
     else:
         height, width = min(plane.shape[0], 128), min(plane.shape[1], 32)
         blocks = max(1, most // (height * width))
-        spread = [(round(a * (plane.shape[0] - height)), round(b * (plane.shape[1] - width))) for a, b in _low_discrepancy(blocks)]
+        spread = [
+            (round(a * (plane.shape[0] - height)), round(b * (plane.shape[1] - width))) for a, b in _low_discrepancy(blocks)
+        ]
         tiles = [(i, i + height, j, j + width) for i, j in spread]
     parts = [gather(plane, tile, scales, 1.0) for tile in tiles]
     side = 3.0 * (np.count_nonzero(scales.rows) + np.count_nonzero(scales.columns))
@@ -80,7 +98,12 @@ def take_sample(plane: np.ndarray, factor: float, most: int, follow: bool) -> Sa
 
 def root_mean_square(plane: np.ndarray) -> float:
     """In pieces, so that no float64 copy of the plane is made."""
-    return float(np.sqrt(sum(np.square(rows, dtype=np.float64).sum() for rows in np.array_split(plane, -(-plane.size // (1 << 20)))) / plane.size))
+    return float(
+        np.sqrt(
+            sum(np.square(rows, dtype=np.float64).sum() for rows in np.array_split(plane, -(-plane.size // (1 << 20))))
+            / plane.size
+        )
+    )
 
 
 def _low_discrepancy(count: int) -> list[tuple[float, float]]:
@@ -90,7 +113,9 @@ def _low_discrepancy(count: int) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a sample costs at one step.  bits: of the whole tensor; error: its squared error; counts: int64 (TABLES, WIDTH) of the sample."""
+    """What a sample costs at one step.  bits: of the whole tensor; error: its squared error; counts: int64 (TABLES, WIDTH) of the
+    sample.
+    """
 
     bits: float
     error: float
@@ -102,7 +127,9 @@ def try_step(sample: Sample, step: float, search: Search, bank: ModelBank = Mode
     trellis = make_trellis(search.states)
     moved = sample.index + round(4 * np.log2(sample.rms / (trellis.spacing * step)))
     shift = choose_shift(float(np.median(moved))) if moved.size else 0
-    weights = Gathered((sample.x / np.float32(step)), np.clip(moved - 4 * shift, 1, CLASSES).astype(np.uint8), np.empty(0, np.uint32))
+    weights = Gathered(
+        (sample.x / np.float32(step)), np.clip(moved - 4 * shift, 1, CLASSES).astype(np.uint8), np.empty(0, np.uint32)
+    )
     model = bank.count - 1 if bank.sets else START_SHAPE
     levels = find_levels(weights, level_bits(bank, model), shift, search)
     counts = count(levels, weights.codes, search.states, shift)
@@ -139,5 +166,7 @@ def fit_bank(trials: Sequence[tuple[Trial, Sample]]) -> ModelBank:
 
 
 def vector_step(rms: float, typical: float) -> float:
-    """Step of a tensor with one long axis: fine enough not to matter, finer when the weights are; `typical`: step / rms of the weights."""
+    """Step of a tensor with one long axis: fine enough not to matter, finer when the weights are; `typical`: step / rms of the
+    weights.
+    """
     return rms * max(min(VECTOR_STEP, typical / 4), FINEST_VECTOR_STEP)

@@ -1,4 +1,5 @@
 """From encoded tensors to the bytes of the files: units, directories, shards.  Encoder only."""
+
 from __future__ import annotations
 
 import json
@@ -9,10 +10,10 @@ from math import log10
 
 from .coder import chain_digests, checksum
 from .container import FILE_NAME, OWN_ENTRY, build_file
+from .directory import MAX_EXPANSION, MIN_EXPANSION, Directory, Shard, Unit
 from .encoder import EncodedTensor
 from .entropy.explicit import ModelBank
 from .errors import Unsupported
-from .unit import MAX_EXPANSION, MIN_EXPANSION, Directory, Shard, Unit
 
 BUNDLE = 1 << 16  # small tensors are bundled into units of at most this many bytes
 
@@ -45,7 +46,9 @@ class Assembly:
         return sum(file.size for file in self.files) + len(self.index())
 
     def index(self) -> bytes:
-        """Content of the index file, nothing if there is one file only.  It lists the tensors in their original order, which readers keep."""
+        """Content of the index file, nothing if there is one file only.  It lists the tensors in their original order, which
+        readers keep.
+        """
         if len(self.files) == 1:
             return b""
         places = {record.name: name for name, file in zip(self.names(), self.files) for record in file.directory.records}
@@ -66,8 +69,11 @@ class Assembly:
         return 10 * log10(energy / error) if error > 0 else float("inf")
 
 
-def assemble_files(encoded: Sequence[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str, limit: int | None) -> Assembly:
-    """Lay out the tensors in files of at most `limit` bytes of units (one tensor may be more); `targets`: name of an alias -> name it stands for.
+def assemble_files(
+    encoded: Sequence[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str, limit: int | None
+) -> Assembly:
+    """Lay out the tensors in files of at most `limit` bytes of units (one tensor may be more); `targets`: name of an alias ->
+    name it stands for.
 
     An alias goes to the file of its target, so that every file is complete in itself.
     """
@@ -84,17 +90,24 @@ def assemble_files(encoded: Sequence[EncodedTensor], targets: dict[str, str], ba
     for e in encoded:
         shards[shard_of[targets.get(e.record.name, e.record.name)]].append(e)
     identity = checksum(b"".join(e.content.to_bytes(4, "little") for e in encoded)) if len(shards) > 1 else 0
-    files = tuple(_build_parts(members, targets, bank, origin, Shard(number, len(shards), identity)) for number, members in enumerate(shards))
+    files = tuple(
+        _build_parts(members, targets, bank, origin, Shard(number, len(shards), identity))
+        for number, members in enumerate(shards)
+    )
     for file in files:
         expanded = sum(record.nbytes for record in file.directory.records if not record.tied)
         if expanded > MIN_EXPANSION + MAX_EXPANSION * file.size:
-            raise Unsupported(f"{expanded} bytes of tensors in a file of {file.size}: readers refuse so much from so little; leave out tensors that are equal or constant")
+            raise Unsupported(
+                f"{expanded} bytes of tensors in a file of {file.size}: readers refuse so much from so little; leave out tensors that are equal or constant"
+            )
     return Assembly(files, tuple(encoded))
 
 
 def _build_parts(members: list[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str, shard: Shard) -> FileParts:
     index = {e.record.name: number for number, e in enumerate(members)}
-    records = tuple(replace(e.record, target=index[targets[e.record.name]]) if e.record.name in targets else e.record for e in members)
+    records = tuple(
+        replace(e.record, target=index[targets[e.record.name]]) if e.record.name in targets else e.record for e in members
+    )
     groups: list[tuple[bool, list[EncodedTensor]]] = []
     size = 0
     for e in members:
@@ -107,5 +120,8 @@ def _build_parts(members: list[EncodedTensor], targets: dict[str, str], bank: Mo
             groups.append((False, [e]))
             size = len(e.data)
     data = tuple(b"".join(e.data for e in group) for _, group in groups)
-    units = tuple(Unit(len(group), own, checksum(part), chain_digests([d for e in group for d in e.digests])) for (own, group), part in zip(groups, data))
+    units = tuple(
+        Unit(len(group), own, checksum(part), chain_digests([d for e in group for d in e.digests]))
+        for (own, group), part in zip(groups, data)
+    )
     return FileParts(Directory(bank, origin, records, units, shard), data)

@@ -2,6 +2,7 @@
 
 varint: little-endian groups of 7 bits, the upper bit says that another follows.  signed: zigzag (0, -1, 1, -2, ...) as varint.
 """
+
 from __future__ import annotations
 
 import struct
@@ -60,7 +61,7 @@ class Reader:
         if count > self.left:
             raise Corruption(f"{field}: needs {count} bytes, {self.left} are left: the file is truncated or damaged")
         self._at += count
-        return self._data[self._at - count:self._at]
+        return self._data[self._at - count : self._at]
 
     def byte(self, field: str, most: int = 255) -> int:
         return self._bounded(self.raw(1, field)[0], field, most)

@@ -1,9 +1,11 @@
 """The entropy coder: integer tables, and constriction's ANS as its reference and as the coder of side information.
 
 A table is `Frequencies`: integers >= 1 which sum to 2^24, for the levels `low, low + 1, ...` and, last, the escape symbol.
-constriction's `Categorical(frequencies - 1, perfect=False)` has exactly these probabilities (tested word for word), so the format is
+constriction's `Categorical(frequencies - 1, perfect=False)` has exactly these probabilities (tested word for word), so the format
+is
 stated in integers.  `TableSet` is the form that the kernels read.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -35,7 +37,9 @@ class Frequencies:
 
 @dataclass(frozen=True, eq=False)
 class TableSet:
-    """cumulative: uint32 (tables, symbols + 1); hint: uint16 (tables, 256); low, escape: int32 (tables,).  Unused tables hold one symbol."""
+    """cumulative: uint32 (tables, symbols + 1); hint: uint16 (tables, 256); low, escape: int32 (tables,).  Unused tables hold one
+    symbol.
+    """
 
     cumulative: np.ndarray
     hint: np.ndarray
@@ -58,7 +62,7 @@ def make_table_set(tables: dict[int, Frequencies], count: int) -> TableSet:
     quantiles = np.arange(256, dtype=np.int64) << 16
     for number, table in tables.items():
         edges = np.cumsum(table.counts)
-        cumulative[number, 1:len(edges) + 1] = edges
+        cumulative[number, 1 : len(edges) + 1] = edges
         hint[number] = np.searchsorted(edges, quantiles, side="right")
         low[number] = table.low
         escape[number] = len(table.counts) - 1

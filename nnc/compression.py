@@ -1,4 +1,5 @@
 """Compress a checkpoint: plan every tensor, meet the target, write, verify by decoding.  The output appears whole or not at all."""
+
 from __future__ import annotations
 
 import os
@@ -12,16 +13,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .assembly import Assembly, assemble_files
 from .allocate import choose_labelling, fit_bank, short_step, try_step, vector_step
+from .assembly import Assembly, assemble_files
 from .checkpoint import Checkpoint, atomic_output, check_destination, open_checkpoint
+from .coder import checksum
 from .config import Config, make_config
 from .container import FILE_NAME, INDEX_NAME
-from .encoder import EncodedTensor, encode_coded, encode_exact, encode_logarithmic, encode_plain, tensor_bytes
+from .encoder import (
+    EncodedTensor,
+    encode_coded,
+    encode_exact,
+    encode_logarithmic,
+    encode_plain,
+    tensor_bytes,
+)
 from .entropy.explicit import ModelBank
 from .entropy.parametric import SHAPES
 from .errors import Corruption, InvalidArgument
-from .coder import checksum
 from .plan import Plan, plan_tensors
 from .rdo import Search
 from .restoration import open_compressed
@@ -34,7 +42,8 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written.  parameters: elements of the untied float tensors; snr: of the coded tensors with more than one long axis, in dB; kept: names of tensors stored
+    """What was written.  parameters: elements of the untied float tensors; snr: of the coded tensors with more than one long
+    axis, in dB; kept: names of tensors stored
     without loss because they hold NaN or Inf; left_out: entries of the source that are not carried along."""
 
     files: tuple[Path, ...]
@@ -53,12 +62,22 @@ class Summary:
         return 8 * self.file_bytes / max(1, self.parameters)
 
 
-def compress(source: str | os.PathLike | nn.Module | Mapping[str, torch.Tensor], destination: str | os.PathLike, *, config: str | os.PathLike | Config | None = None,
-             rules: tuple = (), weights_key: str | None = None, threads: int | None = None, overwrite: bool = False,
-             progress: Progress | None = None, **options) -> Summary:
+def compress(
+    source: str | os.PathLike | nn.Module | Mapping[str, torch.Tensor],
+    destination: str | os.PathLike,
+    *,
+    config: str | os.PathLike | Config | None = None,
+    rules: tuple = (),
+    weights_key: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options,
+) -> Summary:
     """Compress a checkpoint to `destination`: one file if that ends in .safetensors, else a folder with the side files.
 
-    source: Hugging Face folder, .safetensors, torch file, module or mapping.  options: one of bits, size, snr, step; effort, states, labelling, lagrangian, shard_bytes (see
+    source: Hugging Face folder, .safetensors, torch file, module or mapping.  options: one of bits, size, snr, step; effort,
+    states, labelling, lagrangian, shard_bytes (see
     Config).  threads: default all cores; the bytes do not depend on it.  progress: called with (done, total, what).
 
     Raises InvalidArgument, Unsupported, Corruption or InsufficientData; nothing is left behind then.
@@ -82,9 +101,17 @@ def compress(source: str | os.PathLike | nn.Module | Mapping[str, torch.Tensor],
                 _carry(checkpoint, temporary, written)
             _verify(temporary, assembly.encoded, pool, progress)
         left_out = checkpoint.left_out if folder else checkpoint.left_out + tuple(name for name, _ in checkpoint.side_files)
-        return Summary(tuple(destination / file.name for file in written) if folder else (destination,), assembly.size, checkpoint.nbytes,
-                       sum(plan.weights for plan in plans), len(plans), assembly.snr({plan.name for plan in plans if plan.treatment == "coded"}), factor,
-                       tuple(plan.name for plan in plans if plan.nonfinite), left_out)
+        return Summary(
+            tuple(destination / file.name for file in written) if folder else (destination,),
+            assembly.size,
+            checkpoint.nbytes,
+            sum(plan.weights for plan in plans),
+            len(plans),
+            assembly.snr({plan.name for plan in plans if plan.treatment == "coded"}),
+            factor,
+            tuple(plan.name for plan in plans if plan.nonfinite),
+            left_out,
+        )
 
 
 def check_threads(threads: int | None) -> int:
@@ -99,7 +126,9 @@ def _pool(threads: int):
     return ThreadPoolExecutor(threads) if threads > 1 else nullcontext()
 
 
-def _meet_target(checkpoint: Checkpoint, plans: list[Plan], asked: Config, pool: Executor | None, progress: Progress | None, folder: bool) -> tuple[Assembly, float]:
+def _meet_target(
+    checkpoint: Checkpoint, plans: list[Plan], asked: Config, pool: Executor | None, progress: Progress | None, folder: bool
+) -> tuple[Assembly, float]:
     """Encode with the common factor of all steps that meets the target; several times if need be."""
     kind, wanted = asked.target
     effort = asked.chosen_effort
@@ -117,16 +146,42 @@ def _meet_target(checkpoint: Checkpoint, plans: list[Plan], asked: Config, pool:
     return meet_size(encode, plans, search, goal, f"{kind} = {wanted:g}")
 
 
-def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search: Search, factor: float, fixed: dict[str, EncodedTensor], pool: Executor | None,
-                progress: Progress | None, folder: bool) -> Assembly:
-    """Encode every tensor with steps `factor` times the relative ones (all equal for the target "step"); `fixed` keeps what does not depend on it."""
+def _encode_all(
+    checkpoint: Checkpoint,
+    plans: list[Plan],
+    asked: Config,
+    search: Search,
+    factor: float,
+    fixed: dict[str, EncodedTensor],
+    pool: Executor | None,
+    progress: Progress | None,
+    folder: bool,
+) -> Assembly:
+    """Encode every tensor with steps `factor` times the relative ones (all equal for the target "step"); `fixed` keeps what does
+    not depend on it.
+    """
     coded = [plan for plan in plans if plan.treatment == "coded"]
     equal = asked.target[0] == "step"
     steps = {plan.name: factor * plan.factor if equal else short_step(plan.sample.step(factor, search.states)) for plan in coded}
     labels = {"plain": 0, "sign-symmetric": 1}
-    chosen = {plan.name: Search(search.states, choose_labelling(plan.sample, steps[plan.name], search) if asked.labelling == "auto" or search.states == 1
-                                else labels[asked.labelling], search.lagrangian, search.passes) for plan in coded}
-    bank = fit_bank([(try_step(plan.sample, steps[plan.name], chosen[plan.name]), plan.sample) for plan in coded if search.states == 1 or chosen[plan.name].labelling == 0])
+    chosen = {
+        plan.name: Search(
+            search.states,
+            choose_labelling(plan.sample, steps[plan.name], search)
+            if asked.labelling == "auto" or search.states == 1
+            else labels[asked.labelling],
+            search.lagrangian,
+            search.passes,
+        )
+        for plan in coded
+    }
+    bank = fit_bank(
+        [
+            (try_step(plan.sample, steps[plan.name], chosen[plan.name]), plan.sample)
+            for plan in coded
+            if search.states == 1 or chosen[plan.name].labelling == 0
+        ]
+    )
     weights = sum(plan.weights for plan in coded) or 1
     typical = sum(plan.weights * steps[plan.name] / plan.sample.rms for plan in coded) / weights or 1.0
     total = sum(plan.nbytes for plan in plans)
@@ -136,7 +191,9 @@ def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search
         if progress:
             progress(done, total, f"compress {plan.name}")
         if plan.treatment == "coded":
-            encoded.append(encode_coded(plan.name, checkpoint.read(plan.name), steps[plan.name], chosen[plan.name], bank, pool, asked.follow))
+            encoded.append(
+                encode_coded(plan.name, checkpoint.read(plan.name), steps[plan.name], chosen[plan.name], bank, pool, asked.follow)
+            )
         elif plan.treatment == "vector":
             encoded.append(_encode_vector(checkpoint, plan, typical, search))
         elif plan.treatment == "alias":
@@ -144,22 +201,35 @@ def _encode_all(checkpoint: Checkpoint, plans: list[Plan], asked: Config, search
             encoded.append(EncodedTensor(Record(plan.name, spec.dtype, spec.shape, "alias", tied=plan.tied), b"", (), 0))
         else:
             if plan.name not in fixed:
-                fixed[plan.name] = (encode_plain if plan.treatment == "plain" else encode_exact)(plan.name, checkpoint.read(plan.name))
+                fixed[plan.name] = (encode_plain if plan.treatment == "plain" else encode_exact)(
+                    plan.name, checkpoint.read(plan.name)
+                )
             encoded.append(fixed[plan.name])
         done += plan.nbytes
     if progress:
         progress(total, total, "compress")
     if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
         bank = ModelBank()  # no tensor took to the explicit tables
-    return assemble_files(encoded, {plan.name: plan.target for plan in plans if plan.treatment == "alias"}, bank, checkpoint.origin.to_json(),
-                          (asked.shard_bytes or SHARD_BYTES) if folder else None)
+    return assemble_files(
+        encoded,
+        {plan.name: plan.target for plan in plans if plan.treatment == "alias"},
+        bank,
+        checkpoint.origin.to_json(),
+        (asked.shard_bytes or SHARD_BYTES) if folder else None,
+    )
 
 
 def _encode_vector(checkpoint: Checkpoint, plan: Plan, typical: float, search: Search) -> EncodedTensor:
     tensor = checkpoint.read(plan.name)
     if plan.factor == 1 and (result := encode_logarithmic(plan.name, tensor, ModelBank())):
         return result
-    return encode_coded(plan.name, tensor, short_step(plan.factor * vector_step(plan.rms, typical)), Search(search.states, 0, search.lagrangian, search.passes), ModelBank())
+    return encode_coded(
+        plan.name,
+        tensor,
+        short_step(plan.factor * vector_step(plan.rms, typical)),
+        Search(search.states, 0, search.lagrangian, search.passes),
+        ModelBank(),
+    )
 
 
 def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:

@@ -1,4 +1,5 @@
 """What a user asks for: target, effort, rules per tensor; from keyword arguments or a TOML file into frozen dataclasses."""
+
 from __future__ import annotations
 
 import os
@@ -24,14 +25,17 @@ class Effort:
     passes: int
 
 
-# The Lagrangian is 2 ln 2 times the distortion that the quantizer reaches, in step^2: it barely depends on the rate above one bit.
+# The Lagrangian is 2 ln 2 times the distortion that the quantizer reaches, in step^2: it barely depends on the rate above one
+# bit.
 EFFORTS = {"fast": Effort(1, 0.14, 1), "default": Effort(8, 0.38, 1), "high": Effort(64, 0.36, 2), "max": Effort(256, 0.35, 2)}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """For tensors whose name matches `match` (a glob): `exact` keeps the values without loss, `skip` leaves the tensor uncompressed in an entry of its own,
-    `finer` and `coarser` divide and multiply the step by `factor` (default 2).  A rule must match some tensor unless it is `optional`."""
+    """For tensors whose name matches `match` (a glob): `exact` keeps the values without loss, `skip` leaves the tensor
+    uncompressed in an entry of its own,
+    `finer` and `coarser` divide and multiply the step by `factor` (default 2).  A rule must match some tensor unless it is
+    `optional`."""
 
     match: str
     action: str
@@ -73,9 +77,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole request.  Exactly one target: bits per parameter of the whole file, size in bytes, snr in dB over all coded weights, or one absolute step.
+    """The whole request.  Exactly one target: bits per parameter of the whole file, size in bytes, snr in dB over all coded
+    weights, or one absolute step.
 
-    effort: name of an Effort, whose states and Lagrangian (step^2 per bit) may be set on their own; labelling: auto, plain or sign-symmetric; shard_bytes: of the files
+    effort: name of an Effort, whose states and Lagrangian (step^2 per bit) may be set on their own; labelling: auto, plain or
+    sign-symmetric; shard_bytes: of the files
     in a folder, default 5e9; rules: the last that matches a tensor counts.
     """
 
@@ -96,7 +102,9 @@ class Config:
             raise InvalidArgument(f"{' and '.join(given)} are different targets: give one")
         for name in (*TARGETS, "lagrangian", "shard_bytes"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0):
+            if value is not None and not (
+                isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0
+            ):
                 raise InvalidArgument(f"{name} = {value!r}: must be a positive number")
         if self.size is not None and self.size != int(self.size):
             raise InvalidArgument(f"size = {self.size!r}: must be a whole number of bytes")
@@ -105,7 +113,9 @@ class Config:
         if self.states is not None:
             STATES.id(self.states)
         if self.labelling == "sign-symmetric" and self.chosen_effort.states == 1:
-            raise InvalidArgument("labelling sign-symmetric needs more than one state: raise the effort or leave the labelling to auto")
+            raise InvalidArgument(
+                "labelling sign-symmetric needs more than one state: raise the effort or leave the labelling to auto"
+            )
         if self.labelling not in ("auto", *LABELLINGS.values()):
             raise InvalidArgument(f"labelling {self.labelling!r}: must be auto, plain or sign-symmetric")
 
@@ -127,7 +137,9 @@ class Config:
         """The effort with states and Lagrangian as asked for."""
         effort = EFFORTS[self.effort]
         if self.states is not None and self.states != effort.states:
-            effort = replace(effort, states=self.states, lagrangian=0.14 if self.states == 1 else 0.38 if self.states < 32 else 0.36)
+            effort = replace(
+                effort, states=self.states, lagrangian=0.14 if self.states == 1 else 0.38 if self.states < 32 else 0.36
+            )
         return effort if self.lagrangian is None else replace(effort, lagrangian=self.lagrangian)
 
     def rule_for(self, name: str) -> Rule | None:
@@ -168,5 +180,7 @@ def read_config(path: str | os.PathLike) -> dict:
         raise InvalidArgument(f"{path}: rules must be a list of tables, [[rules]]")
     for rule in rules:
         if rule.keys() - {"factor", "optional"} != {"match", "action"}:
-            raise InvalidArgument(f"{path}: a rule has match, action, perhaps factor and optional; this one has {', '.join(sorted(rule)) or 'nothing'}")
+            raise InvalidArgument(
+                f"{path}: a rule has match, action, perhaps factor and optional; this one has {', '.join(sorted(rule)) or 'nothing'}"
+            )
     return {**table, "rules": tuple(Rule(**rule) for rule in rules)}

@@ -1,8 +1,12 @@
-"""The file: a valid `.safetensors` whose entry "nnc" holds the directory and the small units, while large units have entries of their own.
+"""The file: a valid `.safetensors` whose entry "nnc" holds the directory and the small units, while large units have entries of
+their own.
 
-Standard tools can list it; nothing is pickled.  Every number of the header is checked before anything is allocated.  A compressed checkpoint is one such
-file, a folder with `model.nnc.safetensors`, or a folder of shards with `model.nnc.safetensors.index.json`; each shard is complete in itself.
+Standard tools can list it; nothing is pickled.  Every number of the header is checked before anything is allocated.  A compressed
+checkpoint is one such
+file, a folder with `model.nnc.safetensors`, or a folder of shards with `model.nnc.safetensors.index.json`; each shard is complete
+in itself.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,8 +20,9 @@ from zlib import compress, decompressobj, error
 import torch
 
 from .coder import checksum
+from .directory import MAX_DIRECTORY, MAX_EXPANSION, MIN_EXPANSION, Directory, Unit
 from .errors import Corruption, InvalidArgument, Unsupported
-from .unit import MAX_DIRECTORY, MAX_EXPANSION, MIN_EXPANSION, Directory, Record, Unit
+from .unit import Record
 
 VERSION = 1
 ENTRY = "nnc"
@@ -27,9 +32,24 @@ OWN_ENTRY = 1 << 14  # units of at least this many bytes get an entry of their o
 MAX_HEADER = 100_000_000
 MIN_INFLATED, MAX_INFLATED = 1 << 16, 128  # a directory inflates to at most this many bytes, plus this many per packed byte
 _PREAMBLE = struct.Struct("<III")  # deflated length, raw length, CRC-32 of the deflated bytes
-_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-          "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "uint16": "U16", "uint32": "U32", "uint64": "U64",
-          "complex64": "C64"}
+_NAMES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float64": "F64",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "complex64": "C64",
+}
 
 
 def entry_dtype(dtype: torch.dtype) -> str | None:
@@ -102,7 +122,7 @@ class Container:
         """Records by unit."""
         parts, at = [], 0
         for unit in self.directory.units:
-            parts.append(self.directory.records[at:at + unit.count])
+            parts.append(self.directory.records[at : at + unit.count])
             at += unit.count
         return parts
 
@@ -117,7 +137,9 @@ def open_file(path: Path) -> Container:
                 raise Corruption(f"{path}: {size} bytes are too few for a header: the file is truncated")
             length = struct.unpack("<Q", head)[0]
             if length > min(MAX_HEADER, size - 8):
-                raise Corruption(f"{path}: header of {length} bytes in a file of {size}: not a safetensors file, or a damaged one")
+                raise Corruption(
+                    f"{path}: header of {length} bytes in a file of {size}: not a safetensors file, or a damaged one"
+                )
             entries = _parse_header(path, file.read(length), size - 8 - length)
             start = 8 + length
             offset, end = entries[ENTRY][2]
@@ -126,7 +148,9 @@ def open_file(path: Path) -> Container:
                 raise Corruption(f"{path}: entry {ENTRY!r} of {end - offset} bytes is too short: the file is damaged")
             packed, raw, crc = _PREAMBLE.unpack(body)
             if packed > end - offset - _PREAMBLE.size or raw > min(MAX_DIRECTORY, MIN_INFLATED + MAX_INFLATED * packed):
-                raise Corruption(f"{path}: directory of {packed} bytes, {raw} inflated, in an entry of {end - offset}: the file is damaged")
+                raise Corruption(
+                    f"{path}: directory of {packed} bytes, {raw} inflated, in an entry of {end - offset}: the file is damaged"
+                )
             data = file.read(packed)
     except OSError as problem:
         raise InvalidArgument(f"{path}: {problem.strerror}") from None
@@ -178,11 +202,16 @@ def _parse_header(path: Path, text: bytes, data_bytes: int) -> dict[str, tuple[s
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise Corruption(f"{path}: entry {key!r} is malformed: the file is damaged")
         numbers = [entry["shape"], entry["data_offsets"]]
-        if not all(isinstance(part, list) and all(type(v) is int and v >= 0 for v in part) for part in numbers) or len(numbers[1]) != 2:
+        if (
+            not all(isinstance(part, list) and all(type(v) is int and v >= 0 for v in part) for part in numbers)
+            or len(numbers[1]) != 2
+        ):
             raise Corruption(f"{path}: entry {key!r} is malformed: the file is damaged")
         begin, end = numbers[1]
         if not begin <= end <= data_bytes:
-            raise Corruption(f"{path}: entry {key!r} lies at {begin}..{end} of {data_bytes} bytes: the file is truncated or damaged")
+            raise Corruption(
+                f"{path}: entry {key!r} lies at {begin}..{end} of {data_bytes} bytes: the file is truncated or damaged"
+            )
         entries[key] = (entry["dtype"], numbers[0], (begin, end))
     covered = 0
     for begin, end in sorted(place for _, _, place in entries.values()):
@@ -201,7 +230,7 @@ def _place_units(path: Path, directory: Directory, entries: dict, start: int, at
     for unit in directory.units:
         if unit.count == 0 or (unit.own and unit.count > 1):
             raise Corruption(f"{path}: a unit with {unit.count} tensors where one must be: the file is damaged")
-        records = directory.records[first:first + unit.count]
+        records = directory.records[first : first + unit.count]
         first += unit.count
         length = sum(record.stored for record in records)
         if unit.own:

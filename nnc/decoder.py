@@ -1,4 +1,7 @@
-"""From units to tensors.  Never imports the encoder; everything up to the levels is integers, then one float32 product per weight."""
+"""From units to tensors.  Never imports the encoder; everything up to the levels is integers, then one float32 product per
+weight.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,6 +12,7 @@ import numpy as np
 import torch
 
 from .coder import chain_digests, checksum, unpack_words
+from .directory import Unit
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import decode_codes, kernel_codes
@@ -17,11 +21,14 @@ from .kernels.streams import decode_four, decode_tile
 from .partition.grid import Grid
 from .quantize.logarithm import rebuild_powers, rebuild_row_steps
 from .quantize.trellis import LABELLINGS, make_trellis
-from .unit import Record, Unit
+from .unit import Record
 
 
-def decode_unit(unit: Unit, records: tuple[Record, ...], data: bytes, bank: ModelBank, pool: Executor | None = None) -> Callable[[], list[torch.Tensor]]:
-    """Start to decode a unit; the returned function waits for the tensors of its records (aliases left out) and checks the digest.
+def decode_unit(
+    unit: Unit, records: tuple[Record, ...], data: bytes, bank: ModelBank, pool: Executor | None = None
+) -> Callable[[], list[torch.Tensor]]:
+    """Start to decode a unit; the returned function waits for the tensors of its records (aliases left out) and checks the
+    digest.
 
     Raises Corruption at once if the checksum of `data` differs, later if the streams do not decode to the levels that were coded.
     """
@@ -36,7 +43,7 @@ def decode_unit(unit: Unit, records: tuple[Record, ...], data: bytes, bank: Mode
     for record in records:
         if record.kind == "alias":
             continue
-        part = view[at:at + record.stored]
+        part = view[at : at + record.stored]
         at += record.stored
         jobs.append(_start_coded(record, part, bank, pool) if record.kind == "coded" else _finished(_restore(record, part)))
 
@@ -89,7 +96,9 @@ def _inflate(record: Record, data: memoryview) -> bytes:
     return raw
 
 
-def _start_coded(record: Record, data: memoryview, bank: ModelBank, pool: Executor | None) -> Callable[[], tuple[torch.Tensor, list[int]]]:
+def _start_coded(
+    record: Record, data: memoryview, bank: ModelBank, pool: Executor | None
+) -> Callable[[], tuple[torch.Tensor, list[int]]]:
     coding = record.coding
     grid = coding.grid(record.shape)
     plane = np.empty((grid.rows, grid.columns), np.float32)
@@ -98,7 +107,7 @@ def _start_coded(record: Record, data: memoryview, bank: ModelBank, pool: Execut
     columns = decode_codes(coding.columns.mode, coding.columns.spread, bytes(data[first:second]), grid.columns)
     streams = []
     for length in coding.streams:
-        streams.append(unpack_words(data[second:second + length]))
+        streams.append(unpack_words(data[second : second + length]))
         second += length
     bounds = np.cumsum([0] + [len(words) for words in streams])
     words = np.concatenate(streams)
@@ -114,21 +123,56 @@ def _start_coded(record: Record, data: memoryview, bank: ModelBank, pool: Execut
             state, left_over, digest = np.zeros(4, np.uint64), np.zeros(4, np.int64), np.zeros(4, np.uint64)
             top, bottom, left, right = tiles[0]
             corners = np.array([(t[0], t[2]) for t in tiles], np.int64)
-            decode_four(words, bounds[group], bounds[[g + 1 for g in group]], np.ascontiguousarray(corners[:, 0]), np.ascontiguousarray(corners[:, 1]),
-                        bottom - top, right - left, rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, row_steps, plane,
-                        state, left_over, digest)
+            decode_four(
+                words,
+                bounds[group],
+                bounds[[g + 1 for g in group]],
+                np.ascontiguousarray(corners[:, 0]),
+                np.ascontiguousarray(corners[:, 1]),
+                bottom - top,
+                right - left,
+                rows,
+                columns,
+                CLASSES,
+                tables,
+                trellis.next_state,
+                coding.shift,
+                labelling,
+                row_steps,
+                plane,
+                state,
+                left_over,
+                digest,
+            )
             digests[group] = digest
             return not state.any() and not left_over.any()
         good = True
         for g, tile in zip(group, tiles):
-            state, left_over, digests[g] = decode_tile(words, bounds[g], bounds[g + 1], *tile, rows, columns, CLASSES, tables, trellis.next_state,
-                                                       coding.shift, labelling, row_steps, plane)
+            state, left_over, digests[g] = decode_tile(
+                words,
+                bounds[g],
+                bounds[g + 1],
+                *tile,
+                rows,
+                columns,
+                CLASSES,
+                tables,
+                trellis.next_state,
+                coding.shift,
+                labelling,
+                row_steps,
+                plane,
+            )
             good &= state == 0 and left_over == 0
         return good
 
     tiles = grid.tiles()
     groups = [(group, [tiles[g] for g in group]) for group in _lockstep_groups(grid)]
-    results = [pool.submit(decode, *group).result for group in groups] if pool else [lambda group=group: decode(*group) for group in groups]
+    results = (
+        [pool.submit(decode, *group).result for group in groups]
+        if pool
+        else [lambda group=group: decode(*group) for group in groups]
+    )
 
     def wait() -> tuple[torch.Tensor, list[int]]:
         if not all([result() for result in results]):
@@ -147,4 +191,4 @@ def _lockstep_groups(grid: Grid) -> list[list[int]]:
     by_shape: dict[tuple[int, int], list[int]] = {}
     for number, (top, bottom, left, right) in enumerate(grid.tiles()):
         by_shape.setdefault((bottom - top, right - left), []).append(number)
-    return [numbers[i:i + 4] for numbers in by_shape.values() for i in range(0, len(numbers), 4)]
+    return [numbers[i : i + 4] for numbers in by_shape.values() for i in range(0, len(numbers), 4)]

@@ -1,4 +1,5 @@
 """From tensors to units.  Never imports the decoder."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from .coder import checksum, pack_words
+from .directory import MAX_EXPANSION
 from .entropy.explicit import ModelBank
 from .entropy.scales import encode_codes
 from .kernels.planes import error_and_energy
@@ -18,9 +20,18 @@ from .partition.grid import choose_grid
 from .partition.planes import choose_split, plane_shape
 from .quantize.logarithm import logarithms, rebuild_powers
 from .quantize.trellis import LABELLINGS, make_trellis
-from .rdo import START_SHAPE, Search, choose_model, count, find_levels, fit_scales, gather, level_bits, move
-from .unit import CODED_DTYPES, MAX_EXPANSION, Codes, Coding, Record
-
+from .rdo import (
+    START_SHAPE,
+    Search,
+    choose_model,
+    count,
+    find_levels,
+    fit_scales,
+    gather,
+    level_bits,
+    move,
+)
+from .unit import CODED_DTYPES, Codes, Coding, Record
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
 MAX_CONSTANT = 1 << 14  # bytes; larger ones deflate to next to nothing anyway
@@ -30,7 +41,8 @@ LOGARITHMIC = LABELLINGS.id("logarithmic")
 
 @dataclass(frozen=True, eq=False)
 class EncodedTensor:
-    """record: for the directory; data: its bytes in the unit; digests: of its streams; content: CRC-32 of the bytes of the tensor it decodes to.
+    """record: for the directory; data: its bytes in the unit; digests: of its streams; content: CRC-32 of the bytes of the tensor
+    it decodes to.
 
     error, energy: sums of squared errors and of squared weights; side: bytes of `data` that are scale codes."""
 
@@ -85,11 +97,19 @@ def make_plane(tensor: torch.Tensor) -> tuple[int, np.ndarray]:
     return split, tensor.detach().to(torch.float32).contiguous().numpy().reshape(plane_shape(shape, split))
 
 
-def encode_coded(name: str, tensor: torch.Tensor, step: float, search: Search, bank: ModelBank, pool: Executor | None = None,
-                 follow: bool = False) -> EncodedTensor:
+def encode_coded(
+    name: str,
+    tensor: torch.Tensor,
+    step: float,
+    search: Search,
+    bank: ModelBank,
+    pool: Executor | None = None,
+    follow: bool = False,
+) -> EncodedTensor:
     """Quantize and code a tensor with the given step; `follow`: the steps of the rows follow their scales.
 
-    Where the step is finer than float32 can tell, or where so few bytes would remain that readers refuse them, the tensor is kept without loss.
+    Where the step is finer than float32 can tell, or where so few bytes would remain that readers refuse them, the tensor is kept
+    without loss.
     """
     split, plane = make_plane(tensor)
     step = float(np.float32(step))
@@ -107,13 +127,29 @@ def encode_logarithmic(name: str, tensor: torch.Tensor, bank: ModelBank) -> Enco
     return _encode_plane(name, tensor, split, levels[0], 1.0, levels[1], Search(1, LOGARITHMIC, 0.0, 1), bank, None)
 
 
-def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray, grid_step: float, step: float, search: Search, bank: ModelBank,
-                  pool: Executor | None, follow: bool = False) -> EncodedTensor | None:
-    """Code `plane` with levels `grid_step` apart; `step` is what the record says.  None if the step is too fine for its largest weight."""
+def _encode_plane(
+    name: str,
+    tensor: torch.Tensor,
+    split: int,
+    plane: np.ndarray,
+    grid_step: float,
+    step: float,
+    search: Search,
+    bank: ModelBank,
+    pool: Executor | None,
+    follow: bool = False,
+) -> EncodedTensor | None:
+    """Code `plane` with levels `grid_step` apart; `step` is what the record says.  None if the step is too fine for its largest
+    weight.
+    """
     trellis = make_trellis(search.states)
     scales = fit_scales(plane, trellis.spacing * grid_step, follow)
     row_steps = scales.row_steps(grid_step)
-    if not (SMALLEST_STEP < row_steps).all() or not (row_steps < LARGEST_STEP).all() or not (np.maximum(plane.max(1), -plane.min(1)) / FINEST < row_steps).all():
+    if (
+        not (SMALLEST_STEP < row_steps).all()
+        or not (row_steps < LARGEST_STEP).all()
+        or not (np.maximum(plane.max(1), -plane.min(1)) / FINEST < row_steps).all()
+    ):
         return None
     grid = choose_grid(*plane.shape)
     tiles = grid.tiles()
@@ -151,8 +187,22 @@ def _encode_plane(name: str, tensor: torch.Tensor, split: int, plane: np.ndarray
         plane = make_plane(tensor)[1]
     error, energy = error_and_energy(plane, values)
     noise = int(np.clip(round(20 * np.log10(energy / max(error, 1e-300))), 0, 255)) if energy > 0 else 0
-    coding = Coding(split, follow, grid.height, grid.width, search.states, search.labelling, scales.shift, step, model, scales.base, noise,
-                    Codes(row_mode, row_spread, len(rows)), Codes(column_mode, column_spread, len(columns)), tuple(map(len, streams)))
+    coding = Coding(
+        split,
+        follow,
+        grid.height,
+        grid.width,
+        search.states,
+        search.labelling,
+        scales.shift,
+        step,
+        model,
+        scales.base,
+        noise,
+        Codes(row_mode, row_spread, len(rows)),
+        Codes(column_mode, column_spread, len(columns)),
+        tuple(map(len, streams)),
+    )
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     if not np.isfinite(values).all():
         return None

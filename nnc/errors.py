@@ -1,4 +1,5 @@
 """The four kinds of error that nnc raises; every message is one line: what, its value, the bound, the remedy."""
+
 from __future__ import annotations
 
 

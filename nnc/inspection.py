@@ -1,4 +1,5 @@
 """What a compressed checkpoint says about itself: no tensor is decoded."""
+
 from __future__ import annotations
 
 import os
@@ -13,7 +14,8 @@ from .unit import Record
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor.  step, states, labelling, snr (dB, to half a decibel): of coded ones, else None; bytes: of its streams and codes; bits: per element; share:
+    """One tensor.  step, states, labelling, snr (dB, to half a decibel): of coded ones, else None; bytes: of its streams and
+    codes; bits: per element; share:
     of all bytes of the files."""
 
     name: str
@@ -32,7 +34,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A compressed checkpoint.  payload: bytes of entropy coded levels; side: of scale codes; exact: of tensors kept without loss; overhead: all others."""
+    """A compressed checkpoint.  payload: bytes of entropy coded levels; side: of scale codes; exact: of tensors kept without
+    loss; overhead: all others.
+    """
 
     files: tuple[str, ...]
     file_bytes: int
@@ -62,16 +66,32 @@ def inspect(path: str | os.PathLike) -> FileInfo:
         coded = [record.coding for record in records if record.kind == "coded"]
         own = [record for record in records if record.kind != "alias" or not record.tied]
         return FileInfo(
-            tuple(str(file.path) for file in archive.files), total, sum(record.nbytes for record in own),
+            tuple(str(file.path) for file in archive.files),
+            total,
+            sum(record.nbytes for record in own),
             sum(record.elements for record in own if record.dtype.is_floating_point),
-            sum(sum(coding.streams) for coding in coded), sum(coding.rows.length + coding.columns.length for coding in coded),
-            sum(record.stored for record in records if record.kind in ("exact", "plain")), archive.origin.kind,
-            tuple(_describe(record, total) for record in records))
+            sum(sum(coding.streams) for coding in coded),
+            sum(coding.rows.length + coding.columns.length for coding in coded),
+            sum(record.stored for record in records if record.kind in ("exact", "plain")),
+            archive.origin.kind,
+            tuple(_describe(record, total) for record in records),
+        )
 
 
 def _describe(record: Record, total: int) -> TensorInfo:
     coding = record.coding
     stored = 0 if record.kind == "alias" else record.stored
-    return TensorInfo(record.name, record.shape, str(record.dtype).removeprefix("torch."), "tied" if record.tied else record.kind, coding and coding.step,
-                      coding and coding.states, coding and LABELLINGS.value(coding.labelling), len(coding.streams) if coding else 0, stored,
-                      8 * stored / max(1, record.elements), coding and coding.noise / 2, stored / total)
+    return TensorInfo(
+        record.name,
+        record.shape,
+        str(record.dtype).removeprefix("torch."),
+        "tied" if record.tied else record.kind,
+        coding and coding.step,
+        coding and coding.states,
+        coding and LABELLINGS.value(coding.labelling),
+        len(coding.streams) if coding else 0,
+        stored,
+        8 * stored / max(1, record.elements),
+        coding and coding.noise / 2,
+        stored / total,
+    )

@@ -1,4 +1,5 @@
 """What happens to each tensor of a checkpoint, decided from its values and the user's rules.  Every tensor gets exactly one plan."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,20 +11,21 @@ import torch
 from .allocate import SAMPLE, SAMPLES, Sample, root_mean_square, take_sample
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
-from .container import OWN_ENTRY, entry_dtype
+from .container import entry_dtype
 from .encoder import is_codable, make_plane, tensor_bytes
 from .errors import InvalidArgument, Unsupported
 from .partition.planes import MAX_AXES, choose_split
 from .unit import CODED_DTYPES, DTYPES, MAX_NAME
-
 
 SMALL = 128  # tensors of at most this many weights are treated like vectors: their bits do not matter
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """treatment: coded (quantized), vector (quantized finely: at most one long axis, or tiny), exact, plain (an entry of its own) or alias (of `target`; `tied` if it shares its
-    memory, else it merely has the same bytes); factor: of the step by rule; rms, sample: of coded tensors; nonfinite: holds NaN or Inf."""
+    """treatment: coded (quantized), vector (quantized finely: at most one long axis, or tiny), exact, plain (an entry of its own)
+    or alias (of `target`; `tied` if it shares its
+    memory, else it merely has the same bytes); factor: of the step by rule; rms, sample: of coded tensors; nonfinite: holds NaN
+    or Inf."""
 
     spec: TensorSpec
     treatment: str

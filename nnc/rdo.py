@@ -3,6 +3,7 @@
 The distortion of a plane is the squared error of its weights in units of step^2, its rate the bits of the integer tables, and the
 Viterbi search minimises `distortion + lagrangian * bits`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
-from .entropy.parametric import CLASSES, SHAPES
+from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, OFF, encode_codes, kernel_codes
 from .kernels.planes import column_powers, gather_tile, row_powers
 from .kernels.streams import count_levels
@@ -27,7 +28,9 @@ START_SHAPE = 2
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """base: scale index added to all; rows, columns: int16 codes; shift: bypass bits; follow: whether the steps of the rows follow their codes."""
+    """base: scale index added to all; rows, columns: int16 codes; shift: bypass bits; follow: whether the steps of the rows
+    follow their codes.
+    """
 
     base: int
     rows: np.ndarray
@@ -82,9 +85,11 @@ def _mismatch(quantizer: int) -> np.ndarray:
 
 
 def fit_scales(plane: np.ndarray, spacing: float, follow: bool = False) -> Scales:
-    """Scale codes for a plane whose quantizers have neighbouring values `spacing` apart: rows, columns, both or none, whatever costs least.
+    """Scale codes for a plane whose quantizers have neighbouring values `spacing` apart: rows, columns, both or none, whatever
+    costs least.
 
-    follow: the steps of the rows follow their scales, `step * 2^(code / 8)`, so that rows of large weights are quantized more coarsely.
+    follow: the steps of the rows follow their scales, `step * 2^(code / 8)`, so that rows of large weights are quantized more
+    coarsely.
     """
     rows, columns = plane.shape
     row_scale, column_scale = np.ones(rows), np.ones(columns)
@@ -119,7 +124,8 @@ def _inverse_root(power: np.ndarray) -> np.ndarray:
 
 
 def _follow_codes(index: np.ndarray, live: np.ndarray, weights: int) -> tuple[int, np.ndarray]:
-    """Codes of rows whose steps follow them.  A code moves the step by 1/8 octave and the scale index by 1/4: together 3/8 octave of the row's scale.
+    """Codes of rows whose steps follow them.  A code moves the step by 1/8 octave and the scale index by 1/4: together 3/8 octave
+    of the row's scale.
 
     The scale of a row of few weights is uncertain (variance 1 / 2n of its logarithm): shrunk towards the middle accordingly.
     """
@@ -174,8 +180,25 @@ def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, s
     """Weights of a CTU that are coded at all, with their scale indices."""
     top, bottom, left, right = tile
     area = (bottom - top) * (right - left)
-    x, codes, position = np.empty(area, np.float32), np.empty(area, np.uint8), np.empty(area, np.uint32 if plane.size < 1 << 32 else np.int64)
-    n = gather_tile(plane, top, bottom, left, right, kernel_codes(scales.rows, scales.base), kernel_codes(scales.columns), CLASSES, 1 / scales.row_steps(step), x, codes, position)
+    x, codes, position = (
+        np.empty(area, np.float32),
+        np.empty(area, np.uint8),
+        np.empty(area, np.uint32 if plane.size < 1 << 32 else np.int64),
+    )
+    n = gather_tile(
+        plane,
+        top,
+        bottom,
+        left,
+        right,
+        kernel_codes(scales.rows, scales.base),
+        kernel_codes(scales.columns),
+        CLASSES,
+        1 / scales.row_steps(step),
+        x,
+        codes,
+        position,
+    )
     return Gathered(x[:n], codes[:n], position[:n])
 
 
@@ -188,7 +211,17 @@ def find_levels(weights: Gathered, bits: np.ndarray, shift: int, search: Search)
     if search.states == 1:
         search_scalar(weights.x, weights.codes, rate, LOW, shift, levels)
     else:
-        search_trellis(weights.x, weights.codes, rate, LOW, shift, search.labelling, make_trellis(search.states).predecessors, _warm_up(search.states), levels)
+        search_trellis(
+            weights.x,
+            weights.codes,
+            rate,
+            LOW,
+            shift,
+            search.labelling,
+            make_trellis(search.states).predecessors,
+            _warm_up(search.states),
+            levels,
+        )
     return levels
 
 
@@ -226,9 +259,11 @@ def move(scales: Scales, offset: int) -> Scales:
 
 
 def fit_explicit_set(counts: np.ndarray, shape: int, gain_factor: float = 1.0) -> ExplicitSet:
-    """Coded tables where they save more bits than they cost; `counts` int64 (TABLES, WIDTH), `gain_factor` = real weights per counted one.
+    """Coded tables where they save more bits than they cost; `counts` int64 (TABLES, WIDTH), `gain_factor` = real weights per
+    counted one.
 
-    A table fitted to a sample codes the sample better than the rest, by half a parameter's worth of log2(e) on either side: that is taken off the gain.
+    A table fitted to a sample codes the sample better than the rest, by half a parameter's worth of log2(e) on either side: that
+    is taken off the gain.
     """
     parametric = level_bits(ModelBank(), shape)
     tables = []
@@ -240,13 +275,15 @@ def fit_explicit_set(counts: np.ndarray, shape: int, gain_factor: float = 1.0) -
         first, last = max(int(present[0]), -128 - LOW), min(int(present[-1]), 127 - LOW)  # beyond: the escape
         if last < first:
             continue
-        inside = smooth[first:last + 1]
+        inside = smooth[first : last + 1]
         rest = smooth.sum() - inside.sum() + 0.05
         p = np.append(inside, rest)
         lengths = np.clip(np.round(-8 * np.log2(p / p.sum())), 0, 160).astype(int)
         table = CodedTable(first + LOW, tuple(int(v) for v in lengths))
         final = table.frequencies().counts
-        new = (row[first:last + 1] * (24 - np.log2(final[:-1]))).sum() + (row.sum() - row[first:last + 1].sum()) * (32 - np.log2(final[-1]))
+        new = (row[first : last + 1] * (24 - np.log2(final[:-1]))).sum() + (row.sum() - row[first : last + 1].sum()) * (
+            32 - np.log2(final[-1])
+        )
         old = (row * parametric[number]).sum()
         if (old - new - 1.44 * len(lengths)) * gain_factor > 16 + 5 * len(lengths):
             tables.append((int(number), table))

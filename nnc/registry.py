@@ -1,4 +1,5 @@
 """Ids of the format: a number in the file, a value in the program.  An id names one meaning for ever."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
 """Read compressed checkpoints: state dicts, modules, checkpoints on disk, and what a file says about itself."""
+
 from __future__ import annotations
 
 import json
@@ -36,8 +37,11 @@ class Archive:
 
     def sources(self) -> dict[str, str]:
         """For every tensor the name of the one that is stored for it: its own, or that of the target of an alias."""
-        stored = {record.name: file.directory.records[record.target].name if record.kind == "alias" else record.name
-                  for file in self.files for record in file.directory.records}
+        stored = {
+            record.name: file.directory.records[record.target].name if record.kind == "alias" else record.name
+            for file in self.files
+            for record in file.directory.records
+        }
         return {record.name: stored[record.name] for record in self.records}
 
     def tensors(self, names: set[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -69,13 +73,19 @@ def open_compressed(path: str | os.PathLike, pool: Executor | None = None) -> It
     if len(names) != len(records):
         raise Corruption(f"{path}: two shards hold the same tensor: the shards do not belong together")
     places = [file.directory.shard for file in files]
-    if [place.index for place in sorted(places, key=lambda p: p.index)] != list(range(places[0].count)) or len({(p.count, p.identity) for p in places}) > 1:
-        raise Corruption(f"{path}: {len(files)} files of a checkpoint of {places[0].count}, or of different ones: the shards do not belong together")
+    if [place.index for place in sorted(places, key=lambda p: p.index)] != list(range(places[0].count)) or len(
+        {(p.count, p.identity) for p in places}
+    ) > 1:
+        raise Corruption(
+            f"{path}: {len(files)} files of a checkpoint of {places[0].count}, or of different ones: the shards do not belong together"
+        )
     index = Path(path) / INDEX_NAME
     if index.is_file():
         order = list(json.loads(index.read_text("utf-8"))["weight_map"])
         if missing := names.symmetric_difference(order):
-            raise Corruption(f"{path}: tensor {min(missing)!r} is in the index or in a shard, not in both: the shards do not belong together")
+            raise Corruption(
+                f"{path}: tensor {min(missing)!r} is in the index or in a shard, not in both: the shards do not belong together"
+            )
         by_name = {record.name: record for record in records}
         records = [by_name[name] for name in order]
     yield Archive(files, pool, tuple(records))
@@ -104,7 +114,9 @@ def load(path: str | os.PathLike, *, names: list[str] | None = None, threads: in
         check_memory(path, sum(records[source].nbytes for source in set(sources.values())))
         tensors = dict(archive.tensors(set(sources.values())))
         tied = {name for name in wanted if records[name].tied or records[name].kind != "alias"}
-        return {name: tensors[sources[name]] if name in tied else tensors[sources[name]].clone() for name in records if name in wanted}
+        return {
+            name: tensors[sources[name]] if name in tied else tensors[sources[name]].clone() for name in records if name in wanted
+        }
 
 
 def check_memory(path: str | os.PathLike, needed: int) -> None:
@@ -113,13 +125,16 @@ def check_memory(path: str | os.PathLike, needed: int) -> None:
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
-        raise InvalidArgument(f"{path}: its tensors take {needed} bytes, this machine has {there}: load some of them with names=[...]")
+        raise InvalidArgument(
+            f"{path}: its tensors take {needed} bytes, this machine has {there}: load some of them with names=[...]"
+        )
 
 
 def load_into(model: nn.Module, path: str | os.PathLike, *, strict: bool = True, threads: int | None = None) -> nn.Module:
     """Load a compressed checkpoint into a module (its parameters keep their dtype and device) and return the module.
 
-    strict: every tensor of either side must be on the other one, but for the batch counters of old checkpoints, which torch does without
+    strict: every tensor of either side must be on the other one, but for the batch counters of old checkpoints, which torch does
+    without
     too.  InvalidArgument names the first that is not.
     """
     state = load(path, threads=threads)
@@ -127,16 +142,24 @@ def load_into(model: nn.Module, path: str | os.PathLike, *, strict: bool = True,
     expected = {name for name in own if name in state or not name.endswith("num_batches_tracked")}
     if strict and (difference := sorted(state.keys() ^ expected)):
         side = "the model" if difference[0] in state else str(path)
-        raise InvalidArgument(f"{len(difference)} tensors differ, the first is {difference[0]!r}, not in {side}: pass strict=False to load the others")
+        raise InvalidArgument(
+            f"{len(difference)} tensors differ, the first is {difference[0]!r}, not in {side}: pass strict=False to load the others"
+        )
     for name in state.keys() & own.keys():
         if state[name].shape != own[name].shape:
-            raise InvalidArgument(f"tensor {name!r} has the shape {tuple(state[name].shape)} in {path}, {tuple(own[name].shape)} in the model")
+            raise InvalidArgument(
+                f"tensor {name!r} has the shape {tuple(state[name].shape)} in {path}, {tuple(own[name].shape)} in the model"
+            )
     model.load_state_dict(state, strict=False)
     return model
 
 
-def decompress(path: str | os.PathLike, destination: str | os.PathLike, *, threads: int | None = None, overwrite: bool = False, progress=None) -> list[Path]:
-    """Write the checkpoint back: .safetensors or a torch file by the suffix of `destination`, else a folder with the side files.  Returns the files."""
+def decompress(
+    path: str | os.PathLike, destination: str | os.PathLike, *, threads: int | None = None, overwrite: bool = False, progress=None
+) -> list[Path]:
+    """Write the checkpoint back: .safetensors or a torch file by the suffix of `destination`, else a folder with the side files.
+    Returns the files.
+    """
     check_destination(path, destination, overwrite)
     with _opened(path, threads) as archive:
         records = archive.records
@@ -145,7 +168,15 @@ def decompress(path: str | os.PathLike, destination: str | os.PathLike, *, threa
         for record in records:  # a tie refers to the earlier of two tensors
             if record.kind != "alias" or record.tied:
                 first.setdefault(sources[record.name], record.name)
-        specs = [TensorSpec(r.name, r.dtype, r.shape, first[sources[r.name]] if (r.kind != "alias" or r.tied) and first[sources[r.name]] != r.name else None) for r in records]
+        specs = [
+            TensorSpec(
+                r.name,
+                r.dtype,
+                r.shape,
+                first[sources[r.name]] if (r.kind != "alias" or r.tied) and first[sources[r.name]] != r.name else None,
+            )
+            for r in records
+        ]
         total, done = sum(record.nbytes for record in records), 0
         cache: dict[str, torch.Tensor] = {}
         stream = archive.tensors()
@@ -173,7 +204,11 @@ def decompress(path: str | os.PathLike, destination: str | os.PathLike, *, threa
 def side_files(folder: Path) -> tuple[tuple[str, Path], ...]:
     """Files of a compressed folder that are not its weights."""
     weights = {INDEX_NAME, *(shard.name for shard in shard_paths(folder))}
-    return tuple((str(file.relative_to(folder)), file) for file in sorted(folder.rglob("*")) if file.is_file() and str(file.relative_to(folder)) not in weights)
+    return tuple(
+        (str(file.relative_to(folder)), file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and str(file.relative_to(folder)) not in weights
+    )
 
 
 def verify(path: str | os.PathLike, *, threads: int | None = None, progress=None) -> int:

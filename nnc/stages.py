@@ -11,14 +11,17 @@
 | weights > levels | int32 (n,), |level| < 2^22 | a Search: scalar or trellis |
 | levels > values | float32, the integer of the grid times the step of the row, one rounding | quantize/, kernels/streams.py |
 | levels > words | uint32, coded with the table of (scale index, quantizer) of one model | coder.py, kernels/streams.py |
-| words > unit | bytes with a Record that says how to read them, checksum, digest | unit.py |
+| words > unit | bytes with a Record that says how to read them, checksum, digest | unit.py, directory.py |
 | unit > container | entries of a .safetensors file | container.py |
 
-What is asked for is a `config.Config`; what was chosen is a `unit.Coding`.  The two never meet: the decoder knows only the latter.
+What is asked for is a `config.Config`; what was chosen is a `unit.Coding`.  The two never meet: the decoder knows only the
+latter.
 
-A variant of a stage is one file (or one row of a table) and one id: STATES and LABELLINGS in quantize/trellis.py, MODES in entropy/scales.py, the shapes in
+A variant of a stage is one file (or one row of a table) and one id: STATES and LABELLINGS in quantize/trellis.py, MODES in
+entropy/scales.py, the shapes in
 entropy/parametric.py, KINDS, FILTERS and DTYPES in unit.py.  An id names one meaning for ever.
 """
+
 from __future__ import annotations
 
 # Modules by layer, from the bottom; a module imports only from layers below its own (tests/test_structure.py holds it).
@@ -28,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("coder", "partition", "quantize"),
     ("entropy", "config", "checkpoint"),
     ("unit",),
+    ("directory",),
     ("container", "decoder", "rdo"),
     ("encoder", "allocate", "restoration"),
     ("assembly", "plan", "inspection"),
@@ -39,5 +43,21 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 # What a decoder consists of: none of it may import any other module of the package.
-DECODER = ("errors", "bits", "registry", "kernels", "coder", "partition", "quantize", "entropy", "checkpoint", "unit", "container", "decoder", "restoration",
-           "inspection", "stages")
+DECODER = (
+    "errors",
+    "bits",
+    "registry",
+    "kernels",
+    "coder",
+    "partition",
+    "quantize",
+    "entropy",
+    "checkpoint",
+    "unit",
+    "directory",
+    "container",
+    "decoder",
+    "restoration",
+    "inspection",
+    "stages",
+)

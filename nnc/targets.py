@@ -1,7 +1,10 @@
-"""Meet a target: the common factor of all steps at which the whole output has the size, or the weights the signal to noise ratio, that was asked for.
+"""Meet a target: the common factor of all steps at which the whole output has the size, or the weights the signal to noise ratio,
+that was asked for.
 
-Samples of all tensors give a first factor; then everything is encoded and the factor corrected with the slope, a few times at most.
+Samples of all tensors give a first factor; then everything is encoded and the factor corrected with the slope, a few times at
+most.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,15 +24,22 @@ ENOUGH = 0.985  # ... and be content from this part on
 CLOSE_DB = 0.02
 
 
-def meet_size(encode: Callable[[float], Assembly], plans: list[Plan], search: Search, goal: float, asked: str) -> tuple[Assembly, float]:
-    """The largest output of at most `goal` bytes that was found, and its factor; 98.5 % of the goal or more, unless nothing is left to spend bytes on.
+def meet_size(
+    encode: Callable[[float], Assembly], plans: list[Plan], search: Search, goal: float, asked: str
+) -> tuple[Assembly, float]:
+    """The largest output of at most `goal` bytes that was found, and its factor; 98.5 % of the goal or more, unless nothing is
+    left to spend bytes on.
 
     asked: how the user put it.  InvalidArgument if even the coarsest steps need more.
     """
     coded = _coded(plans)
     weights = sum(plan.weights for plan in coded)
-    others = 300 + 20 * len(plans) + sum(plan.weights * 1.1 for plan in plans if plan.treatment == "vector") + sum(
-        plan.nbytes * 0.9 for plan in plans if plan.treatment in ("exact", "plain"))
+    others = (
+        300
+        + 20 * len(plans)
+        + sum(plan.weights * 1.1 for plan in plans if plan.treatment == "vector")
+        + sum(plan.nbytes * 0.9 for plan in plans if plan.treatment in ("exact", "plain"))
+    )
     trial = _trial_search(search)
 
     def estimate(factor: float) -> float:
@@ -51,7 +61,9 @@ def meet_size(encode: Callable[[float], Assembly], plans: list[Plan], search: Se
         new = factor * 2.0 ** max(-4.0, min(4.0, (goal * CLOSE - assembly.size) / slope))
         factor = new if fine < new < coarse else (fine * coarse) ** 0.5 if 0 < fine and coarse < float("inf") else new
     if best is None:
-        raise InvalidArgument(f"{asked} cannot be met: the smallest output has {assembly.size} bytes; ask for more, or let rules make tensors coarser")
+        raise InvalidArgument(
+            f"{asked} cannot be met: the smallest output has {assembly.size} bytes; ask for more, or let rules make tensors coarser"
+        )
     return best
 
 
@@ -98,7 +110,8 @@ def _start(coded: list[Plan]) -> float:
 def find_factor(measure: Callable[[float], float], goal: float, start: float, slope: float, rounds: int = 12) -> float:
     """The factor of all steps at which `measure` (falling) equals `goal`, by secants on its logarithm.
 
-    slope: expected change per octave of the factor, negative.  Gives the nearest within 2^-24..2^24 of `start` if the goal is out of reach.
+    slope: expected change per octave of the factor, negative.  Gives the nearest within 2^-24..2^24 of `start` if the goal is out
+    of reach.
     """
     at = np.log2(start)
     low, high = at - 24.0, at + 24.0

@@ -1,6 +1,7 @@
 """What was chosen for one tensor: its record in the directory, and the layout of its bytes in a unit.
 
-A unit is the bytes of one tensor, or of several small ones in a row, with one checksum and one digest.  The record of a tensor says how to read its part:
+A unit is the bytes of one tensor, or of several small ones in a row, with one checksum and one digest.  The record of a tensor
+says how to read its part:
 
     plain      its own entry of the container, own dtype
     exact      bytes, filtered and deflated
@@ -8,6 +9,7 @@ A unit is the bytes of one tensor, or of several small ones in a row, with one c
     alias      another tensor of the same file
     coded      row codes, column codes, then one ANS stream per CTU in raster order
 """
+
 from __future__ import annotations
 
 import struct
@@ -18,8 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .bits import Reader, Writer
-from .entropy.explicit import MAX_SETS, ExplicitSet, ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import MODES, SPREADS
 from .errors import Corruption
@@ -33,24 +33,41 @@ MAX_NAME = 4096
 MAX_ELEMENTS = 1 << 40
 MAX_BYTES = 1 << 43
 MAX_SHIFT = 16
-MAX_ORIGIN = 1 << 24
 MAX_TENSORS = 1 << 24
-MAX_DIRECTORY = 1 << 28
-MAX_SHARDS = 1 << 16
-MIN_EXPANSION = 1 << 26  # the tensors of a file may always take this many bytes ...
-MAX_EXPANSION = 1 << 12  # ... and this many per byte of the file
 
-DTYPES = Table("dtype", {0: torch.float32, 1: torch.float16, 2: torch.bfloat16, 3: torch.float64, 4: torch.int64, 5: torch.int32, 6: torch.int16,
-                         7: torch.int8, 8: torch.uint8, 9: torch.bool, 10: torch.float8_e4m3fn, 11: torch.float8_e5m2, 12: torch.complex64,
-                         13: torch.complex128, 14: torch.uint16, 15: torch.uint32, 16: torch.uint64, 17: torch.float8_e4m3fnuz,
-                         18: torch.float8_e5m2fnuz})
+DTYPES = Table(
+    "dtype",
+    {
+        0: torch.float32,
+        1: torch.float16,
+        2: torch.bfloat16,
+        3: torch.float64,
+        4: torch.int64,
+        5: torch.int32,
+        6: torch.int16,
+        7: torch.int8,
+        8: torch.uint8,
+        9: torch.bool,
+        10: torch.float8_e4m3fn,
+        11: torch.float8_e5m2,
+        12: torch.complex64,
+        13: torch.complex128,
+        14: torch.uint16,
+        15: torch.uint32,
+        16: torch.uint64,
+        17: torch.float8_e4m3fnuz,
+        18: torch.float8_e5m2fnuz,
+    },
+)
 CODED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KINDS = Table("kind of record", {0: "plain", 1: "exact", 2: "constant", 3: "alias", 4: "coded"})
 FILTERS = Table("filter", {0: "none", 1: "deflate", 2: "byte planes", 3: "differences"})
 
 
 class Lanes(NamedTuple):
-    """Fields of one kind of all records stand together, which deflates better: one Writer or Reader per lane, in the order of the file."""
+    """Fields of one kind of all records stand together, which deflates better: one Writer or Reader per lane, in the order of the
+    file.
+    """
 
     names: Any
     kinds: Any
@@ -96,7 +113,8 @@ class Codes:
 class Coding:
     """How a coded tensor was coded.
 
-    follow: whether the steps of the rows follow their codes; step: distance of neighbouring reconstruction points, float32; base: scale index added to all codes; model: number in the model bank; streams: bytes per CTU;
+    follow: whether the steps of the rows follow their codes; step: distance of neighbouring reconstruction points, float32; base:
+    scale index added to all codes; model: number in the model bank; streams: bytes per CTU;
     noise: signal to noise ratio of the tensor in half decibels, 0..255 (information only).
     """
 
@@ -144,7 +162,9 @@ class Coding:
         if shift > MAX_SHIFT or (states == 1 and labelling == 1) or (labelling == 2 and (states > 1 or follow)):
             raise Corruption(f"{states} states, labelling {labelling}, {shift} bypass bits: the file is damaged")
         if labelling == 2 and prod(shape) > MAX_LOGARITHMIC:
-            raise Corruption(f"{prod(shape)} elements on the logarithmic grid, the limit is {MAX_LOGARITHMIC}: the file is damaged")
+            raise Corruption(
+                f"{prod(shape)} elements on the logarithmic grid, the limit is {MAX_LOGARITHMIC}: the file is damaged"
+            )
         low = data.fine.raw(2, "step")
         step = struct.unpack("<f", low + data.steps.raw(2, "step"))[0]
         if not 0 < step < float("inf"):
@@ -160,7 +180,9 @@ class Coding:
         if grid.count > data.lengths.left:  # every stream length takes a byte at least
             raise Corruption(f"{grid.count} CTUs in {data.lengths.left} bytes of lengths: the file is damaged")
         streams = tuple(data.lengths.varint("stream length", MAX_BYTES) for _ in range(grid.count))
-        return cls(split, follow, grid.height, grid.width, states, labelling, shift, step, model, base, noise, rows, columns, streams)
+        return cls(
+            split, follow, grid.height, grid.width, states, labelling, shift, step, model, base, noise, rows, columns, streams
+        )
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
         return Grid(*plane_shape(shape, self.split), self.height, self.width)
@@ -172,7 +194,8 @@ class Coding:
 
 @dataclass(frozen=True)
 class Record:
-    """One tensor of the directory.  kind: see the module; target: index of the tensor an alias stands for; tied: whether it shares its memory; filter
+    """One tensor of the directory.  kind: see the module; target: index of the tensor an alias stands for; tied: whether it
+    shares its memory; filter
     and length: of exact bytes; value: bytes of the constant element; coding: of coded tensors."""
 
     name: str
@@ -241,114 +264,8 @@ class Record:
             return replace(record, target=number >> 1, tied=bool(number & 1))
         if kind == "coded":
             if dtype not in CODED_DTYPES or record.elements == 0:
-                raise Corruption(f"tensor {name!r} of {dtype} with {record.elements} elements cannot be coded: the file is damaged")
+                raise Corruption(
+                    f"tensor {name!r} of {dtype} with {record.elements} elements cannot be coded: the file is damaged"
+                )
             return replace(record, coding=Coding.read(data, shape, models))
         return record
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A run of `count` records.  own: stored in its own entry, named as its first record; checksum: CRC-32 of the bytes; digest: of all levels, 0 if
-    nothing in it is coded."""
-
-    count: int
-    own: bool
-    checksum: int
-    digest: int
-
-    def write(self, out: Writer) -> None:
-        out.varint(2 * self.count + self.own)
-        out.fixed32(self.checksum)
-        out.fixed32(self.digest)
-
-    @classmethod
-    def read(cls, data: Reader, most: int) -> Unit:
-        head = data.varint("records of a unit", 2 * most + 1)
-        return cls(head >> 1, bool(head & 1), data.fixed32("checksum of a unit"), data.fixed32("digest of a unit"))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Place of a file in a checkpoint of `count` files; identity: the same number in all of them, 0 if there is one file only."""
-
-    index: int = 0
-    count: int = 1
-    identity: int = 0
-
-    def write(self, out: Writer) -> None:
-        out.varint(self.count)
-        if self.count > 1:
-            out.varint(self.index)
-            out.fixed32(self.identity)
-
-    @classmethod
-    def read(cls, data: Reader) -> Shard:
-        count = data.varint("number of shards", MAX_SHARDS)
-        if count == 1:
-            return cls()
-        index = data.varint("number of the shard", MAX_SHARDS)
-        if index >= count:
-            raise Corruption(f"shard {index} of {count}: the file is damaged")
-        return cls(index, count, data.fixed32("identity of the checkpoint"))
-
-
-@dataclass(frozen=True)
-class Directory:
-    """What a file holds: its place among the shards, models of its planes, the origin of the checkpoint (JSON text), records in their original order, units."""
-
-    bank: ModelBank
-    origin: str
-    records: tuple[Record, ...]
-    units: tuple[Unit, ...]
-    shard: Shard = Shard()
-
-    def write(self) -> bytes:
-        out = Writer()
-        self.shard.write(out)
-        out.varint(len(self.bank.sets))
-        for chosen in self.bank.sets:
-            chosen.write(out)
-        out.block(self.origin.encode())
-        out.varint(len(self.records))
-        lanes = Lanes.make(Writer)
-        for record in self.records:
-            record.write(lanes)
-        for lane in lanes:
-            out.block(lane.data())
-        out.varint(len(self.units))
-        for unit in self.units:
-            unit.write(out)
-        return out.data()
-
-    @classmethod
-    def read(cls, raw: bytes) -> Directory:
-        data = Reader(raw)
-        shard = Shard.read(data)
-        bank = ModelBank(tuple(ExplicitSet.read(data) for _ in range(data.varint("explicit sets", MAX_SETS))))
-        try:
-            origin = data.block("origin", MAX_ORIGIN).decode()
-        except UnicodeDecodeError:
-            raise Corruption("the origin is not UTF-8: the file is damaged") from None
-        number = data.varint("number of tensors", MAX_TENSORS)
-        lanes = Lanes.make(lambda: Reader(data.block("lane", MAX_DIRECTORY)))
-        records = tuple(Record.read(lanes, index, bank.count) for index in range(number))
-        for name, lane in zip(Lanes._fields, lanes):
-            lane.finish(f"lane of {name}")
-        units = tuple(Unit.read(data, number) for _ in range(data.varint("number of units", number)))
-        data.finish("directory")
-        if sum(unit.count for unit in units) != number:
-            raise Corruption(f"units hold {sum(unit.count for unit in units)} tensors, the directory has {number}: the file is damaged")
-        if len({record.name for record in records}) != number:
-            raise Corruption("two tensors have the same name: the file is damaged")
-        for record in records:
-            if record.kind == "alias":
-                _check_alias(record, records)
-        return cls(bank, origin, records, units, shard)
-
-
-def _check_alias(record: Record, records: tuple[Record, ...]) -> None:
-    if record.target >= len(records):
-        raise Corruption(f"tensor {record.name!r} stands for tensor {record.target} of {len(records)}: the file is damaged")
-    target = records[record.target]
-    if target.kind == "alias" or target.dtype != record.dtype or target.shape != record.shape:
-        raise Corruption(f"tensor {record.name!r} stands for {target.name!r}, which does not match: the file is damaged")

@@ -82,7 +82,16 @@ def positive(g: torch.Generator) -> Source:
 
 
 def lattice(g: torch.Generator) -> Source:
-    return {"ternary": torch.randint(-1, 2, (120, 120), generator=g).float(), "five": torch.randint(-2, 3, (60, 90), generator=g) * 1.5}
+    return {"ternary": torch.randint(-1, 2, (90, 90), generator=g).float(), "five": torch.randint(-2, 3, (40, 60), generator=g) * 1.5}
+
+
+def parametric(g: torch.Generator) -> Source:
+    """Weights drawn from each parametric shape: scale index 29 is a deviation of 8 levels, so theirs is 1."""
+    def draw(shape: int) -> Tensor:
+        weights = torch.tensor(reference.level_weights(shape, 29, 0, -128, 128), dtype=torch.float64)
+        level = torch.multinomial(weights / weights.sum(), 40 * 50, replacement=True, generator=g) - 128
+        return ((level + torch.rand(40 * 50, generator=g) - 0.5) / 8).reshape(40, 50)
+    return {f"shape.{shape}": draw(shape) for shape in range(8)}
 
 
 def tiles(g: torch.Generator) -> Source:
@@ -163,6 +172,7 @@ CASES = [
     Case("codes-dead", dead, {"step": 0.3}),
     Case("codes-dead-follow", dead, {"snr": 12}),
     Case("logarithmic", positive, {"snr": 20}),
+    Case("parametric", parametric, {"step": 0.5}, seed=5),
     Case("explicit", lattice, {"step": 0.25}),
     Case("explicit-one-state", lattice, {"step": 0.5, "states": 1}),
     Case("ctus", tiles, {"snr": 10}),

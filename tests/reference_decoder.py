@@ -1,7 +1,7 @@
 """A slow second decoder of the nnc bitstream, written from nnc/FORMAT.md alone and laid out in the order of that page.
 
 It shares no code with the package: Python integers up to the levels, NumPy only for the float32 products at the end.  `decode(path)` gives all tensors of
-a file or folder.  Everything that the page refuses is a ValueError; a version or an id that this page does not know is an `Unknown`, which is one too.
+a file or folder.  Everything that the page refuses is a ValueError; another version is an `OtherVersion`, which is one too.
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import numpy as np
 Tensor = tuple[str, tuple[int, ...], bytes]                            # name of the dtype, shape, little endian bytes in row-major order
 
 
-class Unknown(ValueError):
-    """Not damage: a version or an id that came after this page."""
+class OtherVersion(ValueError):
+    """Not damage: a version that this page does not describe."""
 
 
 def must(condition: bool, message: str) -> None:
@@ -119,7 +119,7 @@ def check_version(metadata: object) -> None:
     version = metadata.get("nnc") if type(metadata) is dict else None
     must(type(version) is str, "no version")
     if version != "1":
-        raise Unknown(f"version {version}")
+        raise OtherVersion(f"version {version}")
 
 
 def read_entries(header: dict, data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
@@ -284,8 +284,7 @@ def read_record(lanes: dict[str, Bytes], sets: int) -> Record:
     name = lanes["names"].block(4096).decode("utf-8")
     byte = lanes["kinds"].byte()
     kind, dtype = byte >> 5, byte & 31
-    if kind > CODED or dtype >= len(DTYPES):
-        raise Unknown(f"kind {kind}, dtype {dtype}")
+    must(kind <= CODED and dtype < len(DTYPES), "an unknown kind or dtype")
     axes = lanes["shapes"].byte()
     must(axes <= 15, "too many axes")
     shape = tuple(lanes["shapes"].varint(1 << 40) for _ in range(axes))
@@ -296,8 +295,7 @@ def read_record(lanes: dict[str, Bytes], sets: int) -> Record:
         record.stored = record.elements * record.size
     elif kind == EXACT:
         record.filter = lanes["values"].byte()
-        if record.filter > 3:
-            raise Unknown(f"filter {record.filter}")
+        must(record.filter <= 3, "an unknown filter")
         must(record.filter != 3 or record.size <= 8, "differences of wide elements")
         record.stored = lanes["lengths"].varint(1 << 43)
     elif kind == CONSTANT:

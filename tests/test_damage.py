@@ -28,7 +28,8 @@ from nnc.coder import checksum
 from nnc.container import INDEX_NAME, Container, open_file
 from nnc.entropy.explicit import CodedTable, ExplicitSet, ModelBank
 from nnc.entropy.parametric import level_frequencies
-from nnc.unit import Codes, Coding, Directory, Lanes, Record, Unit
+from nnc.directory import Directory, Unit
+from nnc.unit import Codes, Coding, Lanes, Record
 
 FOUR = (nnc.InvalidArgument, nnc.Unsupported, nnc.Corruption, nnc.InsufficientData)
 MEGABYTE = 1 << 20

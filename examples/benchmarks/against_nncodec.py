@@ -33,15 +33,18 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class PeerPoint:
-    """NNCodec with dependent quantization on MiniLM (qp -20, -26, -32, lambda 0).  bits: of the bitstream per parameter; error: relative, squared; most: bounds for efforts
-    default and high in per cent of its bits."""
+    """NNCodec with dependent quantization on MiniLM (qp -20, -26, -32, lambda 0).
+
+    bits: of the bitstream per parameter; error: relative, squared; most: bounds of efforts default and high in per cent of its bits.
+    """
 
     error: float
     bits: float
     most: tuple[float, float]
 
 
-PEER = (PeerPoint(5.55e-2, 2.2025, (95.5, 94.5)), PeerPoint(9.41e-3, 3.4243, (97.8, 97.0)), PeerPoint(1.131e-3, 4.9362, (98.8, 98.3)))
+PEER = (PeerPoint(5.55e-2, 2.2025, (95.5, 94.5)), PeerPoint(9.41e-3, 3.4243, (97.8, 97.0)),
+        PeerPoint(1.131e-3, 4.9362, (98.8, 98.3)))
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,11 @@ class Reached:
     error: float
 
 
-def reach_error(weights: Path, original: dict[str, torch.Tensor], goal: float, start: float, effort: str, threads: int | None) -> Reached:
-    """The step whose file decodes to the relative error `goal`, within 0.2 %, by secants on logarithms; the last one tried if ROUNDS are not enough."""
+def reach_error(weights: Path, original: dict[str, torch.Tensor], goal: float, start: float, effort: str,
+                threads: int | None) -> Reached:
+    """The step whose file decodes to the relative error `goal`, within 0.2 %, by secants on logarithms.
+
+    The last one tried if ROUNDS are not enough."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.safetensors"
         step, slope, last = start, 2.0, None
@@ -80,9 +86,10 @@ def measure_weights(weights: Path, efforts: list[str], threads: int | None) -> t
             limit = peer.most[("default", "high").index(effort)] if effort in ("default", "high") else None
             rows.append((effort, got.step, got.error, peer.error, got.bytes, bits, peer.bits, 100 * bits / peer.bits, limit))
             if limit is not None:
-                bounds.append(Bound(f"bits of effort {effort} at error {peer.error:g}, in per cent of the peer's", 100 * bits / peer.bits, limit))
-    columns = (Column("effort"), Column("step", ".6f"), Column("error", ".4e"), Column("peer's error", ".4e"), Column("bytes", ",d"), Column("bits", ".4f"), Column("peer's bits", ".4f"),
-               Column("% of peer", ".2f"), Column("bound %", ".1f"))
+                name = f"bits of effort {effort} at error {peer.error:g}, in per cent of the peer's"
+                bounds.append(Bound(name, 100 * bits / peer.bits, limit))
+    columns = (Column("effort"), Column("step", ".6f"), Column("error", ".4e"), Column("peer's error", ".4e"),
+               Column("bytes", ",d"), Column("bits", ".4f"), Column("peer's bits", ".4f"), Column("% of peer", ".2f"), Column("bound %", ".1f"))
     return Table("weights", columns, tuple(rows)), bounds
 
 
@@ -94,17 +101,22 @@ def measure_zoo(zoo: Path, names: list[str], number: int, effort: str, jobs: int
     for result in measure_cases(zoo, chosen, number, effort, jobs):
         note(f"{result.case}: {result.comparison.ratio:.3f}")
         results.append(result)
-    rows = [(r.case, effort, len(r.points), r.comparison.ratio, r.comparison.lowest, r.comparison.highest, r.comparison.finest, r.comparison.coarsest) for r in results]
+    rows = [(r.case, effort, len(r.points), c.ratio, c.lowest, c.highest, c.finest, c.coarsest)
+            for r in results for c in [r.comparison]]
     ratios = [r.comparison.ratio for r in results]
-    points = [(r.case, effort, p.asked, p.bits, p.bytes, p.error, r.metric, p.score, r.baseline) for r in results for p in r.points]
-    summary = Table(f"zoo_{effort}", (Column("case"), Column("effort"), Column("rates", "d"), *(Column(name, ".3f") for name in ("ratio", "least", "most")),
-                                      Column("finest error", ".3g"), Column("coarsest error", ".3g")),
-                    (*rows, ("median", effort, None, median(ratios), None, None, None, None), ("worst", effort, None, max(ratios), None, None, None, None)))
-    every = Table(f"zoo_{effort}_points", tuple(map(Column, ("case", "effort", "asked bits", "bits", "bytes", "error", "metric", "score", "score of the original"))), tuple(points), False)
+    rows += [(name, effort, None, value, *[None] * 4) for name, value in (("median", median(ratios)), ("worst", max(ratios)))]
+    columns = (Column("case"), Column("effort"), Column("rates", "d"),
+               *(Column(name, ".3f") for name in ("ratio", "least", "most")), Column("finest error", ".3g"), Column("coarsest error", ".3g"))
+    summary = Table(f"zoo_{effort}", columns, tuple(rows))
+    fields = ("case", "effort", "asked bits", "bits", "bytes", "error", "metric", "score", "score of the original")
+    points = [(r.case, effort, p.asked, p.bits, p.bytes, p.error, r.metric, p.score, r.baseline)
+              for r in results for p in r.points]
+    every = Table(f"zoo_{effort}_points", tuple(map(Column, fields)), tuple(points), printed=False)
     worst = max(results, key=lambda r: r.comparison.ratio)
-    bounds = [Bound(f"bytes over the peer's at equal behaviour, effort {effort}, worst case ({worst.case})", worst.comparison.ratio, WORST_BOUND)]
+    what = f"bytes over the peer's at equal behaviour, effort {effort}"
+    bounds = [Bound(f"{what}, worst case ({worst.case})", worst.comparison.ratio, WORST_BOUND)]
     if not names:
-        bounds.insert(0, Bound(f"bytes over the peer's at equal behaviour, effort {effort}, median of the cases", median(ratios), MEDIAN_BOUND))
+        bounds.insert(0, Bound(f"{what}, median of the cases", median(ratios), MEDIAN_BOUND))
     return [summary, every], bounds
 
 
@@ -114,13 +126,16 @@ def measure_peer(weights: Path) -> Table:
     note(f"NNCodec at qp {QP}")
     run = run_peer(original, QP)
     row = (QP, run.bytes, 8 * run.bytes / count_parameters(original), weight_error(original, run.state), run.encode, run.decode)
-    return Table("peer", (Column("qp", "d"), Column("bytes", ",d"), Column("bits", ".4f"), Column("error", ".4e"), Column("encode CPU s", ".2f"), Column("decode CPU s", ".2f")), (row,))
+    columns = (Column("qp", "d"), Column("bytes", ",d"), Column("bits", ".4f"), Column("error", ".4e"),
+               Column("encode CPU s", ".2f"), Column("decode CPU s", ".2f"))
+    return Table("peer", columns, (row,))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = make_parser("nnc against NNCodec: bytes at equal error")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given several times")
-    parser.add_argument("--effort", action="append", choices=("fast", "default", "high", "max"), help="may be given several times; default: default and high for weights, default for the zoo")
+    parser.add_argument("--effort", action="append", choices=("fast", "default", "high", "max"),
+                        help="may be given several times; default: default and high for weights, default for the zoo")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of the private zoo")
     parser.add_argument("--case", action="append", help="only this case of the zoo; may be given several times")
     parser.add_argument("--rates", type=int, default=10, help="rates per case of the zoo")

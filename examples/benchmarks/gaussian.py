@@ -2,9 +2,12 @@
 
     python examples/benchmarks/gaussian.py --out results --check
 
-`gaussian`: N(0, 1) at R bits per weight of the file and mean squared error D, against D = 2^(-2R), which no code can pass (C. E. Shannon, 1959); 6.02 dB are one bit.
-`scales`: rows and columns of log-normal spread.  The oracle knows the scale of every weight and spends the entropy of a uniform quantizer,
--log2(Phi((k + 1/2) step / sigma) - Phi((k - 1/2) step / sigma)) bits for level k; a coder without row and column codes spends at least the entropy of the levels.
+`gaussian`: N(0, 1) at R bits per weight of the file and mean squared error D, against D = 2^(-2R), which no code can pass
+(C. E. Shannon, 1959); 6.02 dB are one bit.
+`scales`: rows and columns of log-normal spread.  The oracle knows the scale of every weight and spends the entropy of a uniform
+quantizer, -log2(Phi((k + 1/2) step / sigma) - Phi((k - 1/2) step / sigma)) bits for level k; a coder without row and column
+codes spends at least the entropy of the levels.  "rounded" has the oracle's levels and errors; a rate-distortion search trades
+error for bits, so its rate may be below the oracle's.
 """
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ RATES = (2.0, 3.0)
 ORACLE_BOUND = 1.02
 STEP = 0.5
 LOG_SIGMA = 0.7
-TINY_LAGRANGIAN = 1e-6  # levels are rounded, as the oracle's are
+TINY_LAGRANGIAN = 1e-6  # so that levels are rounded
 
 
 @dataclass(frozen=True)
 class Distance:
-    """bits: of the file per weight; error: mean squared; distance: dB above the distortion that the limit allows at these bits."""
+    """bits: of the file per weight; error: mean squared; distance: dB above the error that the limit allows at these bits."""
 
     bits: float
     error: float
@@ -57,7 +60,8 @@ def make_gaussian(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 def make_scaled(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Gaussian weights, float32, and the scale of each, float64: product of a log-normal row and a log-normal column scale."""
     generator = torch.Generator().manual_seed(seed)
-    scales = ((torch.randn(rows, 1, generator=generator).double() + torch.randn(1, columns, generator=generator).double()) * LOG_SIGMA).exp()
+    logarithms = torch.randn(rows, 1, generator=generator).double() + torch.randn(1, columns, generator=generator).double()
+    scales = (logarithms * LOG_SIGMA).exp()
     return (torch.randn(rows, columns, generator=generator) * scales).float(), scales
 
 
@@ -84,7 +88,8 @@ def measure_gaussian(size: int, efforts: tuple[str, ...], threads: int | None) -
             got = compress_measured(weights, threads, bits=rate, effort=effort)
             rows.append((rate, effort, EFFORTS[effort].states, got.bits, got.error, got.distance, BOUNDS[effort]))
             bounds.append(Bound(f"distance of effort {effort} at {rate:g} bits in dB", got.distance, BOUNDS[effort]))
-    columns = (Column("asked bits", "g"), Column("effort"), Column("states", "d"), Column("bits", ".4f"), Column("D", ".5f"), Column("distance dB", ".3f"), Column("bound dB", ".2f"))
+    columns = (Column("asked bits", "g"), Column("effort"), Column("states", "d"), Column("bits", ".4f"), Column("D", ".5f"),
+               Column("distance dB", ".3f"), Column("bound dB", ".2f"))
     return Table("gaussian", columns, tuple(rows)), bounds
 
 
@@ -95,11 +100,12 @@ def measure_scales(size: int, threads: int | None) -> tuple[Table, list[Bound]]:
     rounded = compress_measured(weights, threads, step=STEP, effort="fast", lagrangian=TINY_LAGRANGIAN)
     searched = compress_measured(weights, threads, step=STEP, effort="fast")
     ideal = float((weights.double() - (weights.double() / STEP).round() * STEP).square().mean())
-    rows = [("factorized", factorized, factorized / oracle, ideal), ("oracle", oracle, 1.0, ideal), ("nnc, rounded", rounded.bits, rounded.bits / oracle, rounded.error),
-            ("nnc, effort fast", searched.bits, searched.bits / oracle, searched.error)]
+    rates = (("factorized", factorized, ideal), ("oracle", oracle, ideal), ("nnc, rounded", rounded.bits, rounded.error),
+             ("nnc, effort fast", searched.bits, searched.error))
+    rows = tuple((name, bits, bits / oracle, error) for name, bits, error in rates)
+    bounds = [Bound(f"file of {name} over the oracle", bits / oracle, ORACLE_BOUND) for name, bits, _ in rates[2:]]
     columns = (Column("coder"), Column("bits", ".4f"), Column("to the oracle", ".4f"), Column("D", ".5f"))
-    return Table("scales", columns, tuple(rows)), [Bound("file of rounded levels to the oracle", rounded.bits / oracle, ORACLE_BOUND),
-                                                   Bound("file of effort fast to the oracle", searched.bits / oracle, ORACLE_BOUND)]
+    return Table("scales", columns, rows), bounds
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import nnc
 print(time.perf_counter() - start)
 """
 
-# VmHWM is the peak of this process alone; ru_maxrss starts at the memory of the process that forked it, and hides what stays below.
+# VmHWM is the peak of this process alone; ru_maxrss starts at the memory of the parent that forked it and hides what stays below.
 PEAK = f"""
 import resource, sys
 import torch, nnc

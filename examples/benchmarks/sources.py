@@ -1,4 +1,4 @@
-"""Checkpoints that the benchmarks run on: MiniLM and the private zoo where they are installed, random weights of the same shapes elsewhere."""
+"""Checkpoints that benchmarks run on: MiniLM and the private zoo where installed, random weights of their shapes elsewhere."""
 from __future__ import annotations
 
 import importlib
@@ -27,21 +27,27 @@ def find_minilm() -> Path | None:
 def minilm_or_random(folder: Path) -> tuple[str, Path]:
     """Name and weights file of MiniLM, or of random weights of its shapes that are written to `folder`."""
     path = find_minilm()
-    return ("MiniLM", path) if path else ("random, shapes of MiniLM", _write_random(minilm_shapes(), folder / "random_minilm.safetensors"))
+    if path is not None:
+        return "MiniLM", path
+    return "random, shapes of MiniLM", write_random(minilm_shapes(), folder / "random_minilm.safetensors")
 
 
 def resnet20_or_random(zoo: Path, folder: Path) -> tuple[str, Path]:
     """The same for ResNet-20 of CIFAR-10, which the zoo has."""
     path = zoo / "data" / "cifar10_resnet20.safetensors"
-    return ("ResNet-20", path) if path.is_file() else ("random, shapes of ResNet-20", _write_random(resnet20_shapes(), folder / "random_resnet20.safetensors"))
+    if path.is_file():
+        return "ResNet-20", path
+    return "random, shapes of ResNet-20", write_random(resnet20_shapes(), folder / "random_resnet20.safetensors")
 
 
 def minilm_shapes() -> dict[str, tuple[int, ...]]:
     """Float tensors of a BERT with 6 layers of width 384."""
-    shapes = {f"embeddings.{name}_embeddings.weight": (rows, 384) for name, rows in (("word", 30522), ("position", 512), ("token_type", 2))}
+    tables = {"word": 30522, "position": 512, "token_type": 2}
+    shapes = {f"embeddings.{name}_embeddings.weight": (rows, 384) for name, rows in tables.items()}
     norms = ["embeddings.LayerNorm"]
     for layer in (f"encoder.layer.{n}" for n in range(6)):
-        shapes |= {f"{layer}.attention.{name}.weight": (384, 384) for name in ("self.query", "self.key", "self.value", "output.dense")}
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            shapes[f"{layer}.attention.{part}.weight"] = (384, 384)
         shapes |= {f"{layer}.intermediate.dense.weight": (1536, 384), f"{layer}.output.dense.weight": (384, 1536)}
         norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
     shapes["pooler.dense.weight"] = (384, 384)
@@ -57,17 +63,20 @@ def resnet20_shapes() -> dict[str, tuple[int, ...]]:
     for stage in (1, 2, 3):
         for block in range(3):
             wide = 8 << stage
-            shapes |= {f"layer{stage}.{block}.conv1.weight": (wide, width, 3, 3), f"layer{stage}.{block}.conv2.weight": (wide, wide, 3, 3)}
-            norms |= {f"layer{stage}.{block}.bn1": wide, f"layer{stage}.{block}.bn2": wide}
+            for number, inputs in ((1, width), (2, wide)):
+                shapes[f"layer{stage}.{block}.conv{number}.weight"] = (wide, inputs, 3, 3)
+                norms[f"layer{stage}.{block}.bn{number}"] = wide
             width = wide
     shapes |= {"linear.weight": (10, 64), "linear.bias": (10,)}
-    return shapes | {f"{norm}.{part}": (n,) for norm, n in norms.items() for part in ("weight", "bias", "running_mean", "running_var")}
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return shapes | {f"{norm}.{part}": (n,) for norm, n in norms.items() for part in parts}
 
 
-def _write_random(shapes: dict[str, tuple[int, ...]], path: Path) -> Path:
+def write_random(shapes: dict[str, tuple[int, ...]], path: Path) -> Path:
     """Gaussian weights, seed 0; one-dimensional tensors lie around 1."""
     generator = torch.Generator().manual_seed(0)
-    save_file({name: torch.randn(shape, generator=generator) * SPREAD + (len(shape) == 1) for name, shape in shapes.items()}, path)
+    state = {name: torch.randn(shape, generator=generator) * SPREAD + (len(shape) == 1) for name, shape in shapes.items()}
+    save_file(state, path)
     return path
 
 

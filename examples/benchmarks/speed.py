@@ -2,9 +2,10 @@
 
     python examples/benchmarks/speed.py --out results --check
 
-Times of one thread are CPU seconds of this process, medians of several runs after one that is not counted (kernels are compiled then).  NNCodec runs beside nnc if
-its package is installed; it starts from arrays in memory, nnc from files.  `kernel`: decoding of one tensor by the fused kernel (contexts, trellis, reconstruction)
-beside constriction's decoder with one static table for the same levels.
+Times of one thread are CPU seconds of this process, medians of several runs after one that is not counted (kernels are compiled
+then).  NNCodec runs beside nnc if its package is installed; it starts from arrays in memory, nnc from files.  `kernel`: decoding
+of one tensor by the fused kernel (contexts, trellis, reconstruction) beside constriction's decoder with one static table for the
+same levels.
 """
 from __future__ import annotations
 
@@ -89,8 +90,8 @@ def measure_codec(name: str, weights: Path, folder: Path, watch: Stopwatch, with
             bounds.append(Bound("CPU time of the peer's decoder over load", ratios[1], FASTER_LOAD, True))
     if peer:
         rows.append((f"NNCodec qp {PEER_QP}", None, bits, *peer, 1.0, 1.0))
-    columns = (Column(name), Column("step", ".4f"), Column("bits", ".4f"), Column("encode CPU s", ".3f"), Column("decode CPU s", ".3f"), Column("peer / encode", ".2f"),
-               Column("peer / decode", ".2f"))
+    columns = (Column(name), Column("step", ".4f"), Column("bits", ".4f"), Column("encode CPU s", ".3f"),
+               Column("decode CPU s", ".3f"), Column("peer / encode", ".2f"), Column("peer / decode", ".2f"))
     return Table("speed", columns, tuple(rows)), bounds
 
 
@@ -125,9 +126,11 @@ def measure_kernel(folder: Path, watch: Stopwatch, shape: tuple[int, int] = KERN
                watch.median(lambda: constriction.stream.stack.AnsCoder(words).decode(model, symbols.size)))
     rates = [symbols.size / s / 1e6 for s in seconds]
     stored = (8 * len(data) / symbols.size, 8 * len(data) / symbols.size, 32 * len(words) / symbols.size)
-    rows = tuple((name, bits, rate, rate / rates[2]) for name, bits, rate in zip(("decode_unit", "decode_four alone", "constriction, static table"), stored, rates))
-    return (Table("kernel", (Column("decoder"), Column("bits", ".4f"), Column("million levels/s", ".1f"), Column("to constriction", ".2f")), rows),
-            [Bound("decode_unit over constriction's static decoder", rows[0][3], FASTER_KERNEL, True), Bound("decode_four over constriction's static decoder", rows[1][3], FASTER_KERNEL, True)])
+    names = ("decode_unit", "decode_four alone", "constriction, static table")
+    rows = tuple((name, bits, rate, rate / rates[2]) for name, bits, rate in zip(names, stored, rates))
+    bounds = [Bound(f"{row[0]} over constriction's static decoder", row[3], FASTER_KERNEL, True) for row in rows[:2]]
+    columns = (Column("decoder"), Column("bits", ".4f"), Column("million levels/s", ".1f"), Column("to constriction", ".2f"))
+    return Table("kernel", columns, rows), bounds
 
 
 @njit(nogil=True)
@@ -139,7 +142,9 @@ def _count(n: int) -> int:
 
 
 def measure_threads(weights: Path, folder: Path, watch: Stopwatch) -> tuple[Table, list[Bound]]:
-    """Wall clock of one and two threads.  The last row is a loop of arithmetic without memory, twice: what two threads gain on this machine at this moment."""
+    """Wall clock of one and two threads.
+
+    The last row is a loop of arithmetic without memory, twice: what two threads gain on this machine at this moment."""
     path = folder / "threads.safetensors"
     note("two threads against one")
     wall = Stopwatch(watch.runs, time.perf_counter)
@@ -148,10 +153,21 @@ def measure_threads(weights: Path, folder: Path, watch: Stopwatch) -> tuple[Tabl
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(_count, [CONTROL] * 2))
 
-    work = {"compress": lambda n: nnc.compress(weights, path, step=STEP, threads=n, overwrite=True), "load": lambda n: nnc.load(path, threads=n), "control": twice}
-    rows = tuple((name, one, two, one / two) for name, run in work.items() for one, two in [[wall.median(partial(run, n)) for n in (1, 2)]])
-    return (Table("threads", (Column("wall clock"), Column("1 thread s", ".3f"), Column("2 threads s", ".3f"), Column("ratio", ".2f")), rows),
-            [Bound(f"one thread over two, {row[0]} (control {rows[2][3]:.2f})", row[3], FASTER_TWO_THREADS, True) for row in rows[:2]])
+    def compress(threads: int) -> None:
+        nnc.compress(weights, path, step=STEP, threads=threads, overwrite=True)
+
+    def load(threads: int) -> None:
+        nnc.load(path, threads=threads)
+
+    rows = []
+    for name, work in (("compress", compress), ("load", load), ("control", twice)):
+        one, two = (wall.median(partial(work, threads)) for threads in (1, 2))
+        rows.append((name, one, two, one / two))
+    control = rows[2][3]
+    bounds = [Bound(f"one thread over two, {name} (control {control:.2f})", ratio, FASTER_TWO_THREADS, True)
+              for name, _, _, ratio in rows[:2]]
+    columns = (Column("wall clock"), Column("1 thread s", ".3f"), Column("2 threads s", ".3f"), Column("ratio", ".2f"))
+    return Table("threads", columns, tuple(rows)), bounds
 
 
 def measure_start(weights: Path, folder: Path, runs: int) -> tuple[Table, list[Bound]]:
@@ -161,8 +177,10 @@ def measure_start(weights: Path, folder: Path, runs: int) -> tuple[Table, list[B
     peak = median(measure_peak(weights, folder / "memory.safetensors", STEP) for _ in range(runs))
     largest = max(4 * value.numel() for value in read_state(weights).values() if value.is_floating_point())
     allowed = weights.stat().st_size + 4 * largest + 300e6
-    rows = (("import nnc and all its names, after torch, s", seconds, IMPORT_BOUND), ("memory of compress beyond the imports, MB", peak / 1e6, allowed / 1e6))
-    return Table("start", (Column("what"), Column("measured", ".2f"), Column("bound", ".2f")), rows), [Bound(*row) for row in rows]
+    rows = (("import nnc and all its names, after torch, s", seconds, IMPORT_BOUND),
+            ("memory of compress beyond the imports, MB", peak / 1e6, allowed / 1e6))
+    columns = (Column("what"), Column("measured", ".2f"), Column("bound", ".2f"))
+    return Table("start", columns, rows), [Bound(*row) for row in rows]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -179,8 +197,10 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         name, weights = minilm_or_random(folder)
-        measure = {"speed": lambda: measure_codec(name, weights, folder, watch, with_peer), "kernel": lambda: measure_kernel(folder, watch),
-                   "threads": lambda: measure_threads(weights, folder, watch), "start": lambda: measure_start(weights, folder, asked.runs)}
+        measure = {"speed": lambda: measure_codec(name, weights, folder, watch, with_peer),
+                   "kernel": lambda: measure_kernel(folder, watch),
+                   "threads": lambda: measure_threads(weights, folder, watch),
+                   "start": lambda: measure_start(weights, folder, asked.runs)}
         parts = [measure[part]() for part in asked.part or PARTS]
     return finish([table for table, _ in parts], [bound for _, bounds in parts for bound in bounds], asked.out, asked.check)
 

@@ -32,10 +32,11 @@ class Table:
 
     def text(self) -> str:
         """Aligned columns: text to the left, numbers to the right."""
-        lines = [[column.name for column in self.columns]] + [[column.show(value) for column, value in zip(self.columns, row)] for row in self.rows]
+        lines = [[column.name for column in self.columns]]
+        lines += [[column.show(value) for column, value in zip(self.columns, row)] for row in self.rows]
         widths = [max(map(len, cells)) for cells in zip(*lines)]
-        left = [all(isinstance(row[n], str) for row in self.rows) for n in range(len(self.columns))]
-        return "\n".join("  ".join(cell.ljust(width) if to_left else cell.rjust(width) for cell, width, to_left in zip(line, widths, left)).rstrip() for line in lines)
+        aligns = [str.ljust if all(isinstance(row[n], str) for row in self.rows) else str.rjust for n in range(len(self.columns))]
+        return "\n".join("  ".join(align(*cell) for align, cell in zip(aligns, zip(line, widths))).rstrip() for line in lines)
 
     def write(self, folder: Path) -> Path:
         """The unrounded values as `folder/name.csv`."""
@@ -62,7 +63,8 @@ class Bound:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def text(self) -> str:
-        return f"{'ok    ' if self.kept else 'MISSED'}  {self.name}: {self.value:.4g}, {'at least' if self.at_least else 'at most'} {self.limit:g}"
+        side = "at least" if self.at_least else "at most"
+        return f"{'ok' if self.kept else 'MISSED':6}  {self.name}: {self.value:.4g}, {side} {self.limit:g}"
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

@@ -1,7 +1,8 @@
 """Size against behaviour on the networks of the private zoo: our curve, the peer's, and their ratio at equal behaviour.
 
-The peer's curve is what was recorded in `peers.json`: both of its lambdas pooled, whole bitstreams.  Points where the network is broken are left out of it: a loss of more
-than USEFUL times what the zoo calls "no visible damage" (25 points of top-1, 50 % of cross-entropy, 5 dB).
+The peer's curve was recorded in `peers.json`: both of its lambdas pooled, whole bitstreams.  Points where the network is broken
+are left out: a loss of more than USEFUL times what the zoo calls "no visible damage" (25 points of top-1, 50 % of cross-entropy,
+5 dB).
 """
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class CaseResult:
 
 def read_peer(zoo: Path, case: str) -> PeerCurve:
     """The peer's recorded curve on one case."""
-    rows = [row for row in json.loads((zoo / "peers.json").read_text()) if row["case"] == case and row["method"] == "nncodec" and row["loss"] <= USEFUL * row["allowed"]]
+    rows = [row for row in json.loads((zoo / "peers.json").read_text())
+            if row["case"] == case and row["method"] == "nncodec" and row["loss"] <= USEFUL * row["allowed"]]
     points = tuple(Point(row["bytes"], row["fidelity"]) for row in rows)
     front = {(point.bytes, point.error) for point in pareto_front(points)}
     bits = [row["bits_per_weight"] for row in rows if (row["bytes"], row["fidelity"]) in front]
@@ -74,7 +76,7 @@ def spread_rates(peer: PeerCurve, number: int) -> list[float]:
 
 
 def measure_case(zoo: Path, name: str, number: int, effort: str) -> CaseResult:
-    """Compress one network without data at `number` rates or some more, load every file back and compare its outputs with those of the original."""
+    """Compress one network without data at `number` rates or some more, load every file back and compare its outputs."""
     module = import_zoo(zoo)
     case = module.CASES[name]
     model = module.load(case)
@@ -95,7 +97,8 @@ def measure_case(zoo: Path, name: str, number: int, effort: str) -> CaseResult:
             model.load_state_dict(nnc.load(path, threads=1), strict=True)
             outputs = case.outputs(model)
             size = path.stat().st_size
-            points.append(Measured(bits, 8 * size / parameters, size, case.fidelity(outputs, reference), case.score(outputs)["value"]))
+            error, score = case.fidelity(outputs, reference), case.score(outputs)["value"]
+            points.append(Measured(bits, 8 * size / parameters, size, error, score))
 
         rates = spread_rates(peer, number)
         for bits in rates:

@@ -1,9 +1,11 @@
 """Explicit tables and the model bank of a file.
 
 A model is a number: 0..7 is a shape of the parametric family, 8 + b the b-th explicit set of the file.  A set replaces the tables
-of some (scale index, quantizer) pairs by coded ones and leaves the rest to a parametric shape.  A coded table is a list of code lengths in
+of some (scale index, quantizer) pairs by coded ones and leaves the rest to a parametric shape.  A coded table is a list of code
+lengths in
 1/8 bit, `frequency ~ 2^(-length / 8)`: the rounding costs 0.02 % of the bits.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ With `u = |k + q/2|` (levels) and the standard deviation `sigma_c = 2^((c - 17) 
 up to a constant; `a` makes the variance of the continuous density one.  The exponential is a table of 256 integers
 `floor(2^(32 - i/256))`, so every machine has the same frequencies.
 """
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -20,8 +21,16 @@ from ..coder import TOTAL, Frequencies
 CLASSES = 36  # scale indices 1..36; 0 means "not coded"
 _CENTRE = 17  # scale index of sigma = 1 level
 # (order of the root, d * 2^16, a * log2(e) * 2^16), by growing kurtosis: 3.0 3.3 3.8 4.7 5.6 6.8 11.8 23.6
-_SHAPES = ((2, 1048576, 1521536), (2, 196608, 325711), (2, 98304, 209554), (2, 45875, 160503), (2, 16384, 139663),
-           (4, 65536, 497712), (4, 32768, 390751), (4, 3276, 318321))
+_SHAPES = (
+    (2, 1048576, 1521536),
+    (2, 196608, 325711),
+    (2, 98304, 209554),
+    (2, 45875, 160503),
+    (2, 16384, 139663),
+    (4, 65536, 497712),
+    (4, 32768, 390751),
+    (4, 3276, 318321),
+)
 SHAPES = len(_SHAPES)
 _QUARTER = (65536, 77935, 92681, 110217)  # floor(2^(16 + j/4))
 

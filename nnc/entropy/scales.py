@@ -1,9 +1,11 @@
 """Scale codes of rows and columns: the side information that picks the table of a weight.
 
-The scale index of weight (i, j) is `base + row[i] + column[j]` in quarter octaves, clipped to 1..36; the code -64 means "not coded, the value is zero"
+The scale index of weight (i, j) is `base + row[i] + column[j]` in quarter octaves, clipped to 1..36; the code -64 means "not
+coded, the value is zero"
 (hyperprior, US11257254B2, with the hyper-decoder reduced to a sum of integers).  The codes of one axis are absent (all zero), coded
 with a parametric table through ANS, directly or as differences, or deflated.
 """
+
 from __future__ import annotations
 
 from functools import lru_cache

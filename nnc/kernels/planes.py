@@ -1,4 +1,5 @@
 """Kernels over planes: row and column powers, and the gathering of a CTU into scan order."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -35,7 +36,9 @@ def column_powers(plane, row_scale, out):
 
 @njit(cache=True, nogil=True)
 def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classes, inverse_steps, x, codes, position):
-    """Coded weights of a CTU in scan order (down the columns): x float32 in steps, codes uint8, position int64 (index in the plane); returns their number."""
+    """Coded weights of a CTU in scan order (down the columns): x float32 in steps, codes uint8, position int64 (index in the
+    plane); returns their number.
+    """
     columns = plane.shape[1]
     n = 0
     for j in range(left, right):

@@ -1,9 +1,11 @@
 """Entropy coding kernels: asymmetric numeral systems (64-bit state, 32-bit words, 24-bit tables) with context, trellis and
 dequantization fused.  The words are those of constriction's `AnsCoder` with `Categorical` models (J. Duda, arXiv:1311.2540).
 
-Tables come as `cumulative` uint32 (tables, symbols + 1), `hint` uint16 (tables, 256) with the first symbol that may hold a quantile
+Tables come as `cumulative` uint32 (tables, symbols + 1), `hint` uint16 (tables, 256) with the first symbol that may hold a
+quantile
 whose upper 8 bits are the column, `low` int32 (tables,) the level of symbol 0 and `escape` int32 (tables,) the escape symbol.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -81,15 +83,33 @@ def _grid_value(k, q, spacing, labelling):
     return np.float32(2 * k - (q if k > 0 else (-q if k < 0 else 0)))
 
 
-# Arrays are not passed to functions per symbol: numba would count their references, which costs more than the decoding.  Hence four copies of the loop body.
+# Arrays are not passed to functions per symbol: numba would count their references, which costs more than the decoding.  Hence
+# four copies of the loop body.
 
 
 @njit(cache=True, nogil=True)
-def decode_tile(words, begin, end, top, bottom, left, right, row_codes, column_codes, classes, tables, next_state, shift, labelling,
-                row_steps, plane):
+def decode_tile(
+    words,
+    begin,
+    end,
+    top,
+    bottom,
+    left,
+    right,
+    row_codes,
+    column_codes,
+    classes,
+    tables,
+    next_state,
+    shift,
+    labelling,
+    row_steps,
+    plane,
+):
     """Decode one CTU into `plane[top:bottom, left:right]`; returns (final coder state, words left, digest of the levels).
 
-    words: uint32, of which begin..end are this stream; row_codes, column_codes: int16, the base is in the row codes, -1000 for dead ones; row_steps: float32 (rows,).
+    words: uint32, of which begin..end are this stream; row_codes, column_codes: int16, the base is in the row codes, -1000 for
+    dead ones; row_steps: float32 (rows,).
     """
     cumulative, hint, low, escape = tables
     x, p = _start(words, begin, end)
@@ -126,8 +146,27 @@ def decode_tile(words, begin, end, top, bottom, left, right, row_codes, column_c
 
 
 @njit(cache=True, nogil=True)
-def decode_four(words, begin, end, rows, columns, height, width, row_codes, column_codes, classes, tables, next_state, shift,
-                labelling, row_steps, plane, state, left_over, digests):
+def decode_four(
+    words,
+    begin,
+    end,
+    rows,
+    columns,
+    height,
+    width,
+    row_codes,
+    column_codes,
+    classes,
+    tables,
+    next_state,
+    shift,
+    labelling,
+    row_steps,
+    plane,
+    state,
+    left_over,
+    digests,
+):
     """Four CTUs of one shape side by side in one thread: their dependency chains overlap.
 
     begin, end, rows, columns: int64 (4,), words and corner of each.  state, left_over, digests: (4,) results as of `decode_tile`.
@@ -266,7 +305,8 @@ def _push_raw(x, n, words, value, bits):
 
 @njit(cache=True, nogil=True)
 def encode_tile(levels, codes, tables, next_state, shift, words):
-    """Encode one CTU.  levels: int32 (n,) in scan order; codes: uint8 (n,) scale index of each, never 0; words: uint32 scratch of 3 n + 4.
+    """Encode one CTU.  levels: int32 (n,) in scan order; codes: uint8 (n,) scale index of each, never 0; words: uint32 scratch of
+    3 n + 4.
 
     Returns (number of words, digest)."""
     cumulative, hint, low, escape = tables

@@ -8,6 +8,7 @@ One sequence is cut into LANES runs that are searched side by side, one lane of 
 metrics up on the weights before its run; trace-back then runs through the lanes from last to first and enters each lane in the
 state in which the following one begins, so the path is a valid one.  The result does not depend on threads.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -40,7 +41,8 @@ def _bracket(x, q, labelling):
 def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
     """Best levels for the sequence `x`.
 
-    x: float32 (n,), weights in units of the step.  classes: uint8 (n,), scale index of each (none is 0).  rate: float32 (tables, width), lambda *
+    x: float32 (n,), weights in units of the step.  classes: uint8 (n,), scale index of each (none is 0).  rate: float32 (tables,
+    width), lambda *
     bits of level `low + column`, table = 2 * class + quantizer, the outer columns standing for everything beyond.  shift: bypass
     bits, the table is then that of quantizer 1 and the level is shifted.  pred: int64 (S, 2).  out: int32 (n,), the levels.
     """
@@ -131,7 +133,9 @@ def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
 
 @njit(cache=True, nogil=True)
 def search_scalar(x, classes, rate, low, shift, out):
-    """Rate-distortion optimal levels of the uniform quantizer (one state): the two neighbours of `x` and zero. Arguments as above."""
+    """Rate-distortion optimal levels of the uniform quantizer (one state): the two neighbours of `x` and zero. Arguments as
+    above.
+    """
     last_column = rate.shape[1] - 1
     for i in range(x.shape[0]):
         v = x[i]

@@ -1,4 +1,5 @@
 """The grid of CTUs of a plane: equal tiles in raster order, the last row and column may be smaller."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ class Grid:
 
 
 def choose_grid(rows: int, columns: int, area: int = 1 << 16, tall: int = 256) -> Grid:
-    """Near-equal tiles of at most `tall` rows and about `area` weights: enough of them to decode side by side, few enough to cost nothing."""
+    """Near-equal tiles of at most `tall` rows and about `area` weights: enough of them to decode side by side, few enough to cost
+    nothing.
+    """
     if rows * columns <= area:
         return Grid(rows, columns, rows, columns)
     height = _even(rows, max(tall, area // columns))

@@ -1,8 +1,10 @@
 """The plane of a tensor: rows = outputs, columns = inputs.
 
 A plane recipe is one number, `split`: the first `split` axes become the rows, the others the columns (row-major, no copy).
-`split = 1` gives the usual matrix of a layer (conv `O, I*kh*kw`), `split = 0` one row for vectors and scalars, `split = 2` kernels.
+`split = 1` gives the usual matrix of a layer (conv `O, I*kh*kw`), `split = 0` one row for vectors and scalars, `split = 2`
+kernels.
 """
+
 from __future__ import annotations
 
 from math import prod

@@ -1,8 +1,11 @@
 """The logarithmic grid: `value = step * 2^(k / 128)` for tensors whose values are all positive.
 
-Variances and gains of normalisation layers range over many octaves and must stay positive; a relative error of 0.16 % (rms) in each costs fewer bits than an absolute
-step fine enough for the smallest.  The power is exact: `floor(2^(23 + j/128)) * 2^(e - 23)` with `k = 128 e + j`, a float32, then one product.
+Variances and gains of normalisation layers range over many octaves and must stay positive; a relative error of 0.16 % (rms) in
+each costs fewer bits than an absolute
+step fine enough for the smallest.  The power is exact: `floor(2^(23 + j/128)) * 2^(e - 23)` with `k = 128 e + j`, a float32, then
+one product.
 """
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -47,7 +50,9 @@ def rebuild_row_steps(codes: np.ndarray, step: float) -> np.ndarray:
 
 
 def logarithms(values: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Real levels (float32) of float32 values and the step (a power of two near their geometric mean); None if the grid does not serve them."""
+    """Real levels (float32) of float32 values and the step (a power of two near their geometric mean); None if the grid does not
+    serve them.
+    """
     if values.size > MAX_LOGARITHMIC or not (values > 0).all():
         return None
     exponents = np.log2(values.astype(np.float64))

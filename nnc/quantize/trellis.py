@@ -9,6 +9,7 @@ Two scalar quantizers and a state machine: the parity of a level moves the state
 with the parity check polynomials h0, h1 of Ungerboeck's rate-1/2 codes (IEEE Trans. IT 28, 1982; trellis coded quantization:
 Marcellin and Fischer, IEEE Trans. Comm. 38, 1990).  One state is the uniform quantizer `value = k * step`.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ import numpy as np
 from ..errors import InvalidArgument
 from ..registry import Table
 
-_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24), 128: (0o235, 0o126), 256: (0o515, 0o362)}
+_CHECKS = {
+    4: (0o5, 0o2),
+    8: (0o13, 0o4),
+    16: (0o23, 0o4),
+    32: (0o45, 0o10),
+    64: (0o103, 0o24),
+    128: (0o235, 0o126),
+    256: (0o515, 0o362),
+}
 
 STATES = Table("number of states", {0: 1, 1: 4, 2: 8, 3: 16, 4: 32, 5: 64, 6: 128, 7: 256})
 LABELLINGS = Table("labelling", {0: "plain", 1: "sign-symmetric", 2: "logarithmic"})

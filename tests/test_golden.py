@@ -1,0 +1,261 @@
+"""Two decoders that share no code agree: on the golden files, on random checkpoints, on the example of FORMAT.md, and on what they refuse.
+
+`make_golden.py` makes the files, `reference_decoder.py` is the slow decoder written from FORMAT.md alone.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nnc
+
+sys.path.insert(0, str(Path(__file__).parent))
+import make_golden  # noqa: E402
+import reference_decoder as reference  # noqa: E402
+from make_golden import BAD, CASES, GOLDEN, loaded  # noqa: E402
+
+NOTES = sorted(GOLDEN.glob("*.json"))
+BAD_NOTES = sorted((GOLDEN / "bad").glob("*.json"))
+FORMAT = Path(nnc.__file__).parent / "FORMAT.md"
+
+
+def path_of(note: Path) -> Path:
+    """The golden file or folder beside a note."""
+    folder = note.with_suffix("")
+    return folder if folder.is_dir() else note.with_suffix(".safetensors")
+
+
+def files_of(path: Path) -> list[Path]:
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def check_decoders_agree(path: Path) -> dict[str, reference.Tensor]:
+    expected = reference.decode(path)
+    assert list(loaded(path, threads=1).items()) == list(expected.items())
+    return expected
+
+
+def check_refused(path: Path, error: type[nnc.NncError]) -> None:
+    for read in (nnc.load, nnc.verify):
+        with pytest.raises(error):
+            read(path)
+    with pytest.raises(ValueError) as caught:
+        reference.decode(path)
+    assert isinstance(caught.value, reference.OtherVersion) == (error is nnc.Unsupported)
+
+
+# ---- golden files ----------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda note: note.stem)
+def test_golden_file(note):
+    listing = json.loads(note.read_text())["tensors"]
+    path = path_of(note)
+    for tensors in (loaded(path, threads=1), loaded(path, threads=2), reference.decode(path)):
+        assert list(tensors) == list(listing)
+        for name, (dtype, shape, data) in tensors.items():
+            assert {"dtype": dtype, "shape": list(shape), "sha256": hashlib.sha256(data).hexdigest()} == listing[name], name
+    assert nnc.verify(path) == len(listing)
+
+
+def test_every_case_has_its_golden_file():
+    assert {case.note for case in CASES} <= set(NOTES)
+    assert {case.path.with_suffix(".json") for case in BAD} <= set(BAD_NOTES)
+
+
+def test_tied_weights_share_their_memory_and_equal_ones_do_not():
+    state = nnc.load(GOLDEN / "ties.safetensors")
+    assert state["head.weight"].data_ptr() == state["embedding.weight"].data_ptr() != state["copy.weight"].data_ptr()
+
+
+@pytest.fixture(scope="module")
+def covered() -> set[tuple]:
+    """What the golden files use of the format, as (field, value)."""
+    found: set[tuple] = set()
+    for path in (file for note in NOTES for file in files_of(path_of(note))):
+        container = reference.read_container(path.read_bytes())
+        directory = reference.read_directory(container)
+        found |= {("shards", min(directory.shards, 2)), *(("renamed", key.endswith("#")) for key in container.entries)}
+        found |= {("unit", unit.own, unit.records[0].kind) for unit in directory.units} | {("records", min(len(unit.records), 2)) for unit in directory.units}
+        for record in directory.records:
+            found |= {("kind", record.kind), ("dtype", record.dtype), ("axes", min(len(record.shape), 3)), ("empty", record.elements == 0)}
+            if record.kind == reference.EXACT:
+                found.add(("filter", record.filter))
+            if record.kind == reference.ALIAS:
+                found.add(("tied", record.tied))
+            if record.coding:
+                c = record.coding
+                found |= {("coded dtype", record.dtype), ("quantizer", c.states, c.labelling), ("follow", c.follow), ("bypass", c.shift > 0), ("model", min(c.model, 8)),
+                          ("bypass and states", c.shift > 0, c.states > 1), ("bypass and explicit", c.shift > 0, c.model >= 8),
+                          ("row codes", c.row_codes.mode), ("column codes", c.column_codes.mode),
+                          ("rows of CTUs", c.height < c.rows), ("columns of CTUs", c.width < c.columns), ("streams", any(c.lengths), not all(c.lengths))}
+    return found
+
+
+def expected_coverage() -> set[tuple]:
+    both = (False, True)
+    quantizers = {(states, labelling) for states in reference.STATES for labelling in (0, 1)} - {(1, 1)} | {(1, 2)}
+    return {("shards", 1), ("shards", 2), *(("renamed", b) for b in both), ("unit", False, reference.CODED), ("unit", True, reference.CODED), ("unit", True, reference.EXACT),
+            ("unit", True, reference.PLAIN), ("records", 1), ("records", 2), *(("kind", k) for k in range(5)), *(("dtype", d.name) for d in reference.DTYPES),
+            *(("axes", a) for a in range(4)), *(("empty", b) for b in both), *(("filter", f) for f in range(4)), *(("tied", b) for b in both),
+            *(("coded dtype", d) for d in ("float32", "float16", "bfloat16")), *(("quantizer", *q) for q in quantizers), ("follow", 0), ("follow", 1),
+            *(("bypass", b) for b in both), *(("bypass and states", True, b) for b in both), *(("model", m) for m in range(9)), *(("row codes", m) for m in range(4)),
+            *(("column codes", m) for m in range(4)), *(("rows of CTUs", b) for b in both), *(("columns of CTUs", b) for b in both)}
+
+
+def test_golden_files_cover_the_format(covered):
+    assert expected_coverage() - covered == set()
+
+
+def test_golden_files_hold_escapes(monkeypatch):
+    lengths = []
+    bits = reference.Coder.bits
+    monkeypatch.setattr(reference.Coder, "bits", lambda self, count: lengths.append(count) or bits(self, count))
+    reference.decode(GOLDEN / "escapes.safetensors")
+    assert lengths.count(5) >= 3 and max(lengths) >= 18                # an excess of more than 2^18
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("note", BAD_NOTES, ids=lambda note: note.stem)
+def test_damaged_golden_file(note):
+    check_refused(note.with_suffix(".safetensors"), getattr(nnc, json.loads(note.read_text())["error"]))
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    g = torch.Generator().manual_seed(3)
+    nnc.compress({f"w{i}": torch.randn(40, 40, generator=g) for i in range(4)}, tmp_path / "s", step=0.5, shard_bytes=1000, threads=1)
+    return tmp_path / "s"
+
+
+def test_a_shard_alone_is_refused(shards):
+    check_refused(files_of(shards)[0], nnc.Corruption)
+
+
+def test_shards_of_two_checkpoints_are_refused(shards, tmp_path):
+    g = torch.Generator().manual_seed(4)
+    nnc.compress({f"w{i}": torch.randn(40, 40, generator=g) for i in range(4)}, tmp_path / "t", step=0.5, shard_bytes=1000, threads=1)
+    other = {path.name: path for path in files_of(tmp_path / "t")}
+    first = files_of(shards)[0]
+    first.write_bytes(other[first.name].read_bytes())
+    check_refused(shards, nnc.Corruption)
+
+
+@pytest.mark.parametrize("change", [
+    lambda names: names.pop("w3"), lambda names: names.update(w4=names["w0"]), lambda names: names.update(w0="../" + names["w0"]), lambda names: names.clear()])
+def test_an_index_that_does_not_match_is_refused(shards, change):
+    index = shards / "model.nnc.safetensors.index.json"
+    content = json.loads(index.read_text())
+    change(content["weight_map"])
+    index.write_text(json.dumps(content))
+    check_refused(shards, nnc.Corruption)
+
+
+# ---- agreement -------------------------------------------------------------------------------------------------------------------------------------
+
+def random_tensor(chance: random.Random, g: torch.Generator) -> torch.Tensor:
+    shape = chance.choice([(1,), (7,), (300,), (1, 40), (40, 1), (30, 50), (64, 48), (9, 4, 3, 3), (2, 3, 4, 5), (200, 6), (6, 200)])
+    w = torch.randn(*shape, generator=g) * 10.0 ** chance.randint(-4, 3)
+    kind = chance.randrange(9)
+    if kind == 1:
+        w = w * torch.exp(chance.uniform(0.3, 3) * torch.randn(shape[0], *[1] * (len(shape) - 1), generator=g))
+    elif kind == 2:
+        w = w * torch.exp(chance.uniform(0.3, 3) * torch.randn(shape[-1], generator=g))
+    elif kind == 3:
+        w = w * (torch.rand(shape[0], *[1] * (len(shape) - 1), generator=g) < 0.3)
+    elif kind == 4:
+        w = w.abs() + 1e-3
+    elif kind == 5:
+        w = w ** 5
+    elif kind == 6:
+        w = torch.round(w / w.abs().max() * chance.choice([1, 2, 5])) * 0.37
+    elif kind == 7:
+        w[0] = w[0] * 1e4
+    elif kind == 8:
+        return torch.randint(-100, 100, shape, generator=g, dtype=chance.choice([torch.int64, torch.int16, torch.int8]))
+    return w.to(chance.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16]))
+
+
+def random_options(chance: random.Random) -> dict:
+    target = chance.choice([{"bits": chance.uniform(2, 8)}, {"snr": chance.uniform(3, 60)}, {"step": 10.0 ** chance.uniform(-4, 1)}])
+    options = {"effort": chance.choice(["fast", "fast", "default", "high"])} | target
+    if chance.random() < 0.7:
+        options["states"] = states = chance.choice(make_golden.STATES)
+        options["labelling"] = chance.choice(["auto", "plain", "sign-symmetric"]) if states > 1 else "auto"
+    if chance.random() < 0.3:
+        options["lagrangian"] = chance.uniform(0, 0.5)
+    if chance.random() < 0.4:
+        options["rules"] = (f"t0={chance.choice(['exact', 'skip', 'finer:3', 'coarser:5'])}",)
+    if chance.random() < 0.2:
+        options["shard_bytes"] = 3000
+    return options
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_checkpoint(seed, tmp_path):
+    chance, g = random.Random(seed), torch.Generator().manual_seed(seed)
+    tensors = {f"t{i}": random_tensor(chance, g) for i in range(chance.randint(1, 7))}
+    if chance.random() < 0.5:
+        tensors["twin"] = tensors["t0"].clone()
+    nnc.compress(tensors, tmp_path / "c", threads=1, **random_options(chance))
+    assert list(check_decoders_agree(tmp_path / "c")) == list(tensors)
+
+
+def test_changed_directories_agree(tmp_path):
+    """Single bits of the directory, with its checksum set right again: both decoders read the same tensors or both refuse."""
+    g = torch.Generator().manual_seed(2)
+    path = tmp_path / "c.safetensors"
+    tensors = {"a": torch.randn(12, 9, generator=g) * torch.logspace(-1, 1, 12)[:, None], "b": torch.arange(20), "nnc": torch.zeros(2), "c": torch.rand(9, generator=g) + 1}
+    nnc.compress(tensors, path, step=0.5, threads=1, rules=("nnc=skip",))
+    container = reference.read_container(path.read_bytes())
+    sound, read = container.directory, 0
+    for position in range(len(sound)):
+        container.directory = sound[:position] + bytes([sound[position] ^ 1 << position % 8]) + sound[position + 1:]
+        path.write_bytes(make_golden.container_bytes(container))
+        try:
+            expected = reference.decode(path)
+        except ValueError:
+            with pytest.raises((nnc.Corruption, nnc.Unsupported)):
+                nnc.load(path, threads=1)
+        else:
+            read += 1
+            assert list(loaded(path, threads=1).items()) == list(expected.items())
+    assert 10 < read < len(sound) / 2 + 30                             # names, the origin and the like change no tensor
+
+
+# ---- the page itself -------------------------------------------------------------------------------------------------------------------------------
+
+def test_worked_example_of_the_format_page(tmp_path):
+    """The bytes of section 17, as printed, are a file that both decoders read as the tensor printed there."""
+    text = FORMAT.read_text().split("## 17. Worked example")[1]
+    header = re.search(r"^    (\{\"__metadata__.*)$", text, re.M)[1].replace("␠", " ").encode()
+    before, after = text.split("The directory, inflated:")[0].split("␠\n")
+    dump = [re.match(r"^    ((?:[0-9a-f]{2} {1,3})*[0-9a-f]{2})(?: {4}|$)", line) for line in after.splitlines()]
+    data = b"".join(bytes.fromhex(line[1]) for line in dump if line)
+    path = tmp_path / "example.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    size = int(re.search(r"It has (\d+) bytes", before)[1])
+    assert path.stat().st_size == size
+    printed = text.split("The tensor is")[1].split()
+    expected = np.array([float(v) for v in printed], "<f4")
+    assert check_decoders_agree(path) == {"w": ("float32", (3, 4), expected.tobytes())}
+
+
+def test_check_values_of_the_format_page():
+    """The numbers that section 9 and 11 give for checking."""
+    assert [reference.POWERS[i] for i in (0, 1, 2, 255)] == [4294967296, 4283353945, 4271771996, 2153306066]
+    gauss, heavy, narrow = reference.parametric_table(0, 17, 0), reference.parametric_table(7, 36, 1), reference.parametric_table(5, 1, 0)
+    assert (gauss.low, len(gauss.frequencies), max(gauss.frequencies)) == (-8, 18, 6697334)
+    assert (heavy.low, len(heavy.frequencies), heavy.frequencies[:3]) == (-128, 257, [1252, 1287, 1325])
+    assert (narrow.low, narrow.frequencies) == (-2, [1, 3, 16776184, 3, 1, 1024])
+    assert reference.scale_table(0).frequencies[127:130] == [7385, 16762192, 7385]
+    assert [(reference.next_state(8, s, 0), reference.next_state(8, s, 1)) for s in range(8)] == [
+        (0, 2), (5, 7), (1, 3), (4, 6), (2, 0), (7, 5), (3, 1), (6, 4)]
