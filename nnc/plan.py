@@ -16,6 +16,7 @@ from .encoder import is_codable, make_plane, tensor_bytes
 from .errors import InvalidArgument, Unsupported
 from .partition.planes import MAX_AXES, choose_split
 from .unit import CODED_DTYPES, DTYPES, MAX_NAME
+from .workers import Workers
 
 SMALL = 128  # tensors of at most this many weights are treated like vectors: their bits do not matter
 
@@ -50,54 +51,71 @@ class Plan:
         return self.spec.numel if self.spec.dtype.is_floating_point and not self.tied else 0
 
 
-def plan_tensors(checkpoint: Checkpoint, asked: Config, progress: Callable[[int, int, str], None] | None = None) -> list[Plan]:
+def plan_tensors(
+    checkpoint: Checkpoint, asked: Config, workers: Workers, progress: Callable[[int, int, str], None] | None = None
+) -> list[Plan]:
     """Read every tensor once and plan it, in the order of the checkpoint."""
     for rule in asked.rules:
         if not rule.optional and not any(rule.matches(spec.name) for spec in checkpoint.specs):
             raise InvalidArgument(f"rule {rule.match!r} matches no tensor: names look like {checkpoint.specs[0].name!r}")
+    for spec in checkpoint.specs:
+        _check_storable(spec)
     codable = sum(spec.dtype in CODED_DTYPES for spec in checkpoint.specs)
     most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
     total, done = sum(spec.nbytes for spec in checkpoint.specs if not spec.tied_to), 0
     seen: dict[tuple, str] = {}
     plans = []
-    for spec in checkpoint.specs:
+    surveys = workers.map(
+        lambda spec: _survey(checkpoint, spec, asked, most), checkpoint.specs, [spec.numel for spec in checkpoint.specs]
+    )
+    for spec, (key, plan) in zip(checkpoint.specs, surveys):
+        key = key and (*key, plan.treatment, plan.factor)  # equal tensors that are asked for at different quality stay apart
+        if key and _is_equal(checkpoint, spec.name, seen.setdefault(key, spec.name)):
+            plan = Plan(spec, "alias", target=seen[key])
+        plans.append(plan)
+        done += 0 if spec.tied_to else spec.nbytes
         if progress:
             progress(done, total, f"survey {spec.name}")
-        plans.append(_plan(checkpoint, spec, asked, seen, most))
-        done += 0 if spec.tied_to else spec.nbytes
-    if progress:
-        progress(total, total, "survey")
     return plans
 
 
-def _plan(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, seen: dict[tuple, str], most: int) -> Plan:
+def _check_storable(spec: TensorSpec) -> None:
     if spec.dtype not in DTYPES.values():
         raise Unsupported(f"tensor {spec.name!r} has the dtype {spec.dtype}, which cannot be stored: convert it")
     if len(spec.shape) > MAX_AXES or len(spec.name.encode()) > MAX_NAME:
         raise Unsupported(f"tensor {spec.name[:60]!r}: more than {MAX_AXES} axes or a name of more than {MAX_NAME} bytes")
+
+
+def _survey(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, most: int) -> tuple[tuple | None, Plan]:
+    """The fingerprint of a tensor (None if it must not become an alias) and its plan as if it were the only one."""
     if spec.tied_to:
-        return Plan(spec, "alias", target=spec.tied_to, tied=True)
+        return None, Plan(spec, "alias", target=spec.tied_to, tied=True)
     rule = asked.rule_for(spec.name)
-    tensor = checkpoint.read(spec.name)
     if rule and rule.action == "skip":
-        return Plan(spec, "plain" if entry_dtype(spec.dtype) else "exact")
+        return None, Plan(spec, "plain" if entry_dtype(spec.dtype) else "exact")
+    tensor = checkpoint.read(spec.name)
     key = _fingerprint(tensor)
-    if key in seen and torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (tensor, checkpoint.read(seen[key])))):
-        return Plan(spec, "alias", target=seen[key])
-    seen[key] = spec.name
     if rule and rule.action == "exact":
-        return Plan(spec, "exact")
+        return key, Plan(spec, "exact")
     if not is_codable(tensor):
-        return Plan(spec, "exact", nonfinite=spec.dtype.is_floating_point and spec.dtype in CODED_DTYPES and tensor.numel() > 0)
+        return key, Plan(spec, "exact", nonfinite=spec.dtype in CODED_DTYPES and tensor.numel() > 0)
     flat = tensor.reshape(-1)
     if spec.numel == 1 or bool((flat == flat[0]).all()):
-        return Plan(spec, "exact")
+        return key, Plan(spec, "exact")
     factor = rule.step_factor if rule else 1.0
     plane = make_plane(tensor)[1]
     if choose_split(spec.shape) == 0 or spec.numel <= SMALL:
-        return Plan(spec, "vector", factor, rms=root_mean_square(plane))
+        return key, Plan(spec, "vector", factor, rms=root_mean_square(plane))
     sample = take_sample(plane, factor, most, asked.follow)
-    return Plan(spec, "coded", factor, rms=sample.rms, sample=sample)
+    return key, Plan(spec, "coded", factor, rms=sample.rms, sample=sample)
+
+
+def _is_equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
+    """Whether two tensors of one fingerprint have the same bytes."""
+    if name == other:
+        return False
+    one, two = (checkpoint.read(key).contiguous().flatten().view(torch.uint8) for key in (name, other))
+    return torch.equal(one, two)
 
 
 def _fingerprint(tensor: torch.Tensor) -> tuple:

@@ -21,6 +21,7 @@ from .errors import Corruption, InvalidArgument
 from .unit import Record
 
 AHEAD = 4  # units decoded ahead of the one that is handed out
+ALL_AHEAD = 64  # the same where all tensors stay in memory anyway
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Archive:
         }
         return {record.name: stored[record.name] for record in self.records}
 
-    def tensors(self, names: set[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self, names: set[str] | None = None, ahead: int = AHEAD) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of every tensor that is not an alias, in the order of the files; a few units are decoded ahead."""
         waiting: deque = deque()
         for file in self.files:
@@ -53,7 +54,7 @@ class Archive:
                 if not own or (names is not None and not any(record.name in names for record in own)):
                     continue
                 waiting.append((own, decode_unit(unit, records, file.read_unit(index), file.directory.bank, self.pool)))
-                if len(waiting) > AHEAD:
+                if len(waiting) > ahead:
                     yield from _finish(*waiting.popleft())
         while waiting:
             yield from _finish(*waiting.popleft())
@@ -112,7 +113,7 @@ def load(path: str | os.PathLike, *, names: list[str] | None = None, threads: in
             raise InvalidArgument(f"{path}: no tensor {unknown[0]!r} in this file")
         sources = {name: source for name, source in archive.sources().items() if name in wanted}
         check_memory(path, sum(records[source].nbytes for source in set(sources.values())))
-        tensors = dict(archive.tensors(set(sources.values())))
+        tensors = dict(archive.tensors(set(sources.values()), ALL_AHEAD))
         tied = {name for name in wanted if records[name].tied or records[name].kind != "alias"}
         return {
             name: tensors[sources[name]] if name in tied else tensors[sources[name]].clone() for name in records if name in wanted

@@ -27,7 +27,7 @@ from __future__ import annotations
 # Modules by layer, from the bottom; a module imports only from layers below its own (tests/test_structure.py holds it).
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("bits", "registry", "kernels", "stages"),
+    ("bits", "registry", "kernels", "stages", "workers"),
     ("coder", "partition", "quantize"),
     ("entropy", "config", "checkpoint"),
     ("unit",),
@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("container", "decoder", "rdo"),
     ("encoder", "allocate", "restoration"),
     ("assembly", "plan", "inspection"),
+    ("encoding",),
     ("targets",),
     ("compression",),
     ("evaluation",),

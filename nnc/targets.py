@@ -7,16 +7,17 @@ most.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import log2, log10
 
 import numpy as np
 
-from .allocate import try_step
+from .allocate import Trial, try_step
 from .assembly import Assembly
+from .encoding import Encoding
 from .errors import InvalidArgument
 from .plan import Plan
-from .rdo import Search
 
 ROUNDS = 8  # full encodings at most
 CLOSE = 0.993  # aim at this part of a size ...
@@ -24,15 +25,13 @@ ENOUGH = 0.985  # ... and be content from this part on
 CLOSE_DB = 0.02
 
 
-def meet_size(
-    encode: Callable[[float], Assembly], plans: list[Plan], search: Search, goal: float, asked: str
-) -> tuple[Assembly, float]:
+def meet_size(encoding: Encoding, goal: float, asked: str) -> tuple[Assembly, float]:
     """The largest output of at most `goal` bytes that was found, and its factor; 98.5 % of the goal or more, unless nothing is
     left to spend bytes on.
 
     asked: how the user put it.  InvalidArgument if even the coarsest steps need more.
     """
-    coded = _coded(plans)
+    coded, plans = encoding.coded, encoding.plans
     weights = sum(plan.weights for plan in coded)
     others = (
         300
@@ -40,17 +39,16 @@ def meet_size(
         + sum(plan.weights * 1.1 for plan in plans if plan.treatment == "vector")
         + sum(plan.nbytes * 0.9 for plan in plans if plan.treatment in ("exact", "plain"))
     )
-    trial = _trial_search(search)
 
     def estimate(factor: float) -> float:
-        return others + sum(try_step(p.sample, p.sample.step(factor, search.states), trial).bits for p in coded) / 8
+        return others + sum(trial.bits for trial in _trials(encoding, factor)) / 8
 
     slope = -max(1, weights) / 8
     factor = find_factor(estimate, max(goal * CLOSE, others + 0.08 * weights), _start(coded), slope) if coded else 1.0
     best: tuple[Assembly, float] | None = None
     fine, coarse = 0.0, float("inf")  # the coarsest factor known to be too fine, the finest known to fit
     for _ in range(ROUNDS if coded else 1):
-        assembly = encode(factor)
+        assembly = encoding.encode(factor)
         if assembly.size <= goal:
             best = max(best or (assembly, factor), (assembly, factor), key=lambda found: found[0].size)
             coarse = min(coarse, factor)
@@ -67,22 +65,21 @@ def meet_size(
     return best
 
 
-def meet_snr(encode: Callable[[float], Assembly], plans: list[Plan], search: Search, wanted: float) -> tuple[Assembly, float]:
+def meet_snr(encoding: Encoding, wanted: float) -> tuple[Assembly, float]:
     """The output whose coded weights have the signal to noise ratio `wanted` in dB, to 0.02 dB where steps allow, and its factor."""
-    coded = _coded(plans)
+    coded = encoding.coded
     if not coded:
-        return encode(1.0), 1.0
+        return encoding.encode(1.0), 1.0
     names = {plan.name for plan in coded}
     energy = sum(plan.rms**2 * plan.weights for plan in coded)
-    trial = _trial_search(search)
 
     def estimate(factor: float) -> float:
-        error = sum(try_step(p.sample, p.sample.step(factor, search.states), trial).error for p in coded)
+        error = sum(trial.error for trial in _trials(encoding, factor))
         return 10 * log10(energy / error) if error > 0 else 400.0
 
     factor = find_factor(estimate, wanted, _start(coded), -6.02)
     for _ in range(ROUNDS):
-        assembly = encode(factor)
+        assembly = encoding.encode(factor)
         difference = assembly.snr(names) - wanted
         if abs(difference) < CLOSE_DB or not np.isfinite(difference):
             break
@@ -92,13 +89,13 @@ def meet_snr(encode: Callable[[float], Assembly], plans: list[Plan], search: Sea
     return assembly, factor
 
 
-def _coded(plans: list[Plan]) -> list[Plan]:
-    return [plan for plan in plans if plan.treatment == "coded"]
-
-
-def _trial_search(search: Search) -> Search:
-    """Eight states tell the rate of more states well enough."""
-    return Search(min(search.states, 8), 0, search.lagrangian, 1)
+def _trials(encoding: Encoding, factor: float) -> Iterator[Trial]:
+    """Samples of all coded tensors, with at most eight states: they tell the rate of more states well enough."""
+    search = encoding.search
+    fast = replace(search, states=min(search.states, 8), passes=1)
+    steps = {plan.name: plan.sample.step(factor, search.states) for plan in encoding.coded}
+    coded = encoding.coded
+    return encoding.workers.map(lambda plan: try_step(plan.sample, steps[plan.name], fast), coded, [0] * len(coded))
 
 
 def _start(coded: list[Plan]) -> float:

@@ -52,7 +52,7 @@ def check_refused(path: Path, error: type[nnc.NncError]) -> None:
     assert isinstance(caught.value, reference.OtherVersion) == (error is nnc.Unsupported)
 
 
-# ---- golden files ----------------------------------------------------------------------------------------------------------------------------------
+# ---- golden files ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("note", NOTES, ids=lambda note: note.stem)
 def test_golden_file(note):
@@ -83,31 +83,42 @@ def covered() -> set[tuple]:
         container = reference.read_container(path.read_bytes())
         directory = reference.read_directory(container)
         found |= {("shards", min(directory.shards, 2)), *(("renamed", key.endswith("#")) for key in container.entries)}
-        found |= {("unit", unit.own, unit.records[0].kind) for unit in directory.units} | {("records", min(len(unit.records), 2)) for unit in directory.units}
+        found |= {("unit", unit.own, unit.records[0].kind) for unit in directory.units} | {("records",
+                                                                                            min(len(unit.records),
+                                                                                                2)) for unit in directory.units}
         for record in directory.records:
-            found |= {("kind", record.kind), ("dtype", record.dtype), ("axes", min(len(record.shape), 3)), ("empty", record.elements == 0)}
+            found |= {("kind", record.kind), ("dtype", record.dtype), ("axes", min(len(record.shape), 3)),
+                      ("empty", record.elements == 0)}
             if record.kind == reference.EXACT:
                 found.add(("filter", record.filter))
             if record.kind == reference.ALIAS:
                 found.add(("tied", record.tied))
             if record.coding:
                 c = record.coding
-                found |= {("coded dtype", record.dtype), ("quantizer", c.states, c.labelling), ("follow", c.follow), ("bypass", c.shift > 0), ("model", min(c.model, 8)),
+                found |= {("coded dtype", record.dtype), ("quantizer", c.states, c.labelling), ("follow", c.follow),
+                          ("bypass", c.shift > 0), ("model", min(c.model, 8)),
                           ("bypass and states", c.shift > 0, c.states > 1), ("bypass and explicit", c.shift > 0, c.model >= 8),
                           ("row codes", c.row_codes.mode), ("column codes", c.column_codes.mode),
-                          ("rows of CTUs", c.height < c.rows), ("columns of CTUs", c.width < c.columns), ("streams", any(c.lengths), not all(c.lengths))}
+                          ("rows of CTUs", c.height < c.rows), ("columns of CTUs", c.width < c.columns),
+                          ("streams", any(c.lengths), not all(c.lengths))}
     return found
 
 
 def expected_coverage() -> set[tuple]:
     both = (False, True)
     quantizers = {(states, labelling) for states in reference.STATES for labelling in (0, 1)} - {(1, 1)} | {(1, 2)}
-    return {("shards", 1), ("shards", 2), *(("renamed", b) for b in both), ("unit", False, reference.CODED), ("unit", True, reference.CODED), ("unit", True, reference.EXACT),
-            ("unit", True, reference.PLAIN), ("records", 1), ("records", 2), *(("kind", k) for k in range(5)), *(("dtype", d.name) for d in reference.DTYPES),
-            *(("axes", a) for a in range(4)), *(("empty", b) for b in both), *(("filter", f) for f in range(4)), *(("tied", b) for b in both),
-            *(("coded dtype", d) for d in ("float32", "float16", "bfloat16")), *(("quantizer", *q) for q in quantizers), ("follow", 0), ("follow", 1),
-            *(("bypass", b) for b in both), *(("bypass and states", True, b) for b in both), *(("model", m) for m in range(9)), *(("row codes", m) for m in range(4)),
-            *(("column codes", m) for m in range(4)), *(("rows of CTUs", b) for b in both), *(("columns of CTUs", b) for b in both)}
+    return {("shards", 1), ("shards", 2), *(("renamed", b) for b in both), ("unit", False, reference.CODED),
+            ("unit", True, reference.CODED), ("unit", True, reference.EXACT),
+            ("unit", True, reference.PLAIN), ("records", 1), ("records", 2), *(("kind", k) for k in range(5)),
+            *(("dtype", d.name) for d in reference.DTYPES),
+            *(("axes", a) for a in range(4)), *(("empty", b) for b in both), *(("filter", f) for f in range(4)),
+            *(("tied", b) for b in both),
+            *(("coded dtype", d) for d in ("float32", "float16", "bfloat16")), *(("quantizer", *q) for q in quantizers),
+            ("follow", 0), ("follow", 1),
+            *(("bypass", b) for b in both), *(("bypass and states", True, b) for b in both), *(("model", m) for m in range(9)),
+            *(("row codes", m) for m in range(4)),
+            *(("column codes", m) for m in range(4)), *(("rows of CTUs", b) for b in both),
+            *(("columns of CTUs", b) for b in both)}
 
 
 def test_golden_files_cover_the_format(covered):
@@ -122,7 +133,7 @@ def test_golden_files_hold_escapes(monkeypatch):
     assert lengths.count(5) >= 3 and max(lengths) >= 18                # an excess of more than 2^18
 
 
-# ---- damaged files ---------------------------------------------------------------------------------------------------------------------------------
+# ---- damaged files ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("note", BAD_NOTES, ids=lambda note: note.stem)
 def test_damaged_golden_file(note):
@@ -132,7 +143,8 @@ def test_damaged_golden_file(note):
 @pytest.fixture
 def shards(tmp_path) -> Path:
     g = torch.Generator().manual_seed(3)
-    nnc.compress({f"w{i}": torch.randn(40, 40, generator=g) for i in range(4)}, tmp_path / "s", step=0.5, shard_bytes=1000, threads=1)
+    nnc.compress({f"w{i}": torch.randn(40, 40, generator=g) for i in range(4)}, tmp_path / "s", step=0.5, shard_bytes=1000,
+                 threads=1)
     return tmp_path / "s"
 
 
@@ -142,7 +154,8 @@ def test_a_shard_alone_is_refused(shards):
 
 def test_shards_of_two_checkpoints_are_refused(shards, tmp_path):
     g = torch.Generator().manual_seed(4)
-    nnc.compress({f"w{i}": torch.randn(40, 40, generator=g) for i in range(4)}, tmp_path / "t", step=0.5, shard_bytes=1000, threads=1)
+    nnc.compress({f"w{i}": torch.randn(40, 40, generator=g) for i in range(4)}, tmp_path / "t", step=0.5, shard_bytes=1000,
+                 threads=1)
     other = {path.name: path for path in files_of(tmp_path / "t")}
     first = files_of(shards)[0]
     first.write_bytes(other[first.name].read_bytes())
@@ -150,7 +163,8 @@ def test_shards_of_two_checkpoints_are_refused(shards, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    lambda names: names.pop("w3"), lambda names: names.update(w4=names["w0"]), lambda names: names.update(w0="../" + names["w0"]), lambda names: names.clear()])
+    lambda names: names.pop("w3"), lambda names: names.update(w4=names["w0"]), lambda names: names.update(w0="../" + names["w0"]),
+                                    lambda names: names.clear()])
 def test_an_index_that_does_not_match_is_refused(shards, change):
     index = shards / "model.nnc.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -159,10 +173,11 @@ def test_an_index_that_does_not_match_is_refused(shards, change):
     check_refused(shards, nnc.Corruption)
 
 
-# ---- agreement -------------------------------------------------------------------------------------------------------------------------------------
+# ---- agreement -------------------------------------------------------------------------------------------------------
 
 def random_tensor(chance: random.Random, g: torch.Generator) -> torch.Tensor:
-    shape = chance.choice([(1,), (7,), (300,), (1, 40), (40, 1), (30, 50), (64, 48), (9, 4, 3, 3), (2, 3, 4, 5), (200, 6), (6, 200)])
+    shape = chance.choice([(1,), (7,), (300,), (1, 40), (40, 1), (30, 50), (64, 48), (9, 4, 3, 3), (2, 3, 4, 5), (200, 6),
+                           (6, 200)])
     w = torch.randn(*shape, generator=g) * 10.0 ** chance.randint(-4, 3)
     kind = chance.randrange(9)
     if kind == 1:
@@ -185,7 +200,8 @@ def random_tensor(chance: random.Random, g: torch.Generator) -> torch.Tensor:
 
 
 def random_options(chance: random.Random) -> dict:
-    target = chance.choice([{"bits": chance.uniform(2, 8)}, {"snr": chance.uniform(3, 60)}, {"step": 10.0 ** chance.uniform(-4, 1)}])
+    target = chance.choice([{"bits": chance.uniform(2, 8)}, {"snr": chance.uniform(3, 60)},
+                            {"step": 10.0 ** chance.uniform(-4, 1)}])
     options = {"effort": chance.choice(["fast", "fast", "default", "high"])} | target
     if chance.random() < 0.7:
         options["states"] = states = chance.choice(make_golden.STATES)
@@ -213,7 +229,8 @@ def test_changed_directories_agree(tmp_path):
     """Single bits of the directory, with its checksum set right again: both decoders read the same tensors or both refuse."""
     g = torch.Generator().manual_seed(2)
     path = tmp_path / "c.safetensors"
-    tensors = {"a": torch.randn(12, 9, generator=g) * torch.logspace(-1, 1, 12)[:, None], "b": torch.arange(20), "nnc": torch.zeros(2), "c": torch.rand(9, generator=g) + 1}
+    tensors = {"a": torch.randn(12, 9, generator=g) * torch.logspace(-1, 1, 12)[:, None], "b": torch.arange(20),
+               "nnc": torch.zeros(2), "c": torch.rand(9, generator=g) + 1}
     nnc.compress(tensors, path, step=0.5, threads=1, rules=("nnc=skip",))
     container = reference.read_container(path.read_bytes())
     sound, read = container.directory, 0
@@ -231,7 +248,7 @@ def test_changed_directories_agree(tmp_path):
     assert 10 < read < len(sound) / 2 + 30                             # names, the origin and the like change no tensor
 
 
-# ---- the page itself -------------------------------------------------------------------------------------------------------------------------------
+# ---- the page itself -------------------------------------------------------------------------------------------------
 
 def test_worked_example_of_the_format_page(tmp_path):
     """The bytes of section 17, as printed, are a file that both decoders read as the tensor printed there."""
@@ -252,7 +269,9 @@ def test_worked_example_of_the_format_page(tmp_path):
 def test_check_values_of_the_format_page():
     """The numbers that section 9 and 11 give for checking."""
     assert [reference.POWERS[i] for i in (0, 1, 2, 255)] == [4294967296, 4283353945, 4271771996, 2153306066]
-    gauss, heavy, narrow = reference.parametric_table(0, 17, 0), reference.parametric_table(7, 36, 1), reference.parametric_table(5, 1, 0)
+    gauss, heavy, narrow = reference.parametric_table(0, 17, 0), reference.parametric_table(7, 36,
+                                                                                            1), reference.parametric_table(5, 1,
+                                                                                                                           0)
     assert (gauss.low, len(gauss.frequencies), max(gauss.frequencies)) == (-8, 18, 6697334)
     assert (heavy.low, len(heavy.frequencies), heavy.frequencies[:3]) == (-128, 257, [1252, 1287, 1325])
     assert (narrow.low, narrow.frequencies) == (-2, [1, 3, 16776184, 3, 1, 1024])

@@ -1,0 +1,109 @@
+"""All tensors of a checkpoint at one common factor of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from .allocate import choose_labelling, fit_bank, short_step, try_step, vector_step
+from .assembly import Assembly, assemble_files
+from .checkpoint import Checkpoint
+from .config import Config
+from .encoder import (
+    EncodedTensor,
+    encode_coded,
+    encode_exact,
+    encode_logarithmic,
+    encode_plain,
+)
+from .entropy.explicit import ModelBank
+from .entropy.parametric import SHAPES
+from .plan import Plan
+from .quantize.trellis import LABELLINGS
+from .rdo import Search
+from .unit import Record
+from .workers import Workers
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """One request: a checkpoint, its plans, what was asked for.  limit: bytes per file, None for a single one; fixed: tensors that
+    do not depend on the factor, kept from one call to the next."""
+
+    checkpoint: Checkpoint
+    plans: list[Plan]
+    asked: Config
+    workers: Workers
+    progress: Progress | None
+    limit: int | None
+    fixed: dict[str, EncodedTensor] = field(default_factory=dict)
+
+    @property
+    def coded(self) -> list[Plan]:
+        return [plan for plan in self.plans if plan.treatment == "coded"]
+
+    @property
+    def search(self) -> Search:
+        effort = self.asked.chosen_effort
+        return Search(effort.states, 0, effort.lagrangian, effort.passes)
+
+    def encode(self, factor: float) -> Assembly:
+        """Everything encoded with steps `factor` times the relative ones (for the target "step": all equal to it)."""
+        choices = {plan.name: self._choose(plan, factor) for plan in self.coded}
+        bank = self._fit_bank(choices)
+        weights = sum(plan.weights for plan in self.coded) or 1
+        typical = sum(plan.weights * choices[plan.name][0] / plan.rms for plan in self.coded) / weights or 1.0
+
+        def work(plan: Plan) -> EncodedTensor:
+            if plan.treatment == "coded":
+                step, search = choices[plan.name]
+                tensor = self.checkpoint.read(plan.name)
+                return encode_coded(plan.name, tensor, step, search, bank, self.workers.tiles, self.asked.follow)
+            return self._encode_other(plan, typical)
+
+        total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []
+        results = self.workers.map(work, self.plans, [plan.spec.numel for plan in self.plans])
+        for plan, result in zip(self.plans, results):
+            encoded.append(result)
+            done += plan.nbytes
+            if self.progress:
+                self.progress(done, total, f"compress {plan.name}")
+        self.fixed.update({e.record.name: e for e, plan in zip(encoded, self.plans) if plan.treatment in ("exact", "plain")})
+        if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
+            bank = ModelBank()  # no tensor took to the explicit tables
+        targets = {plan.name: plan.target for plan in self.plans if plan.treatment == "alias"}
+        return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit)
+
+    def _choose(self, plan: Plan, factor: float) -> tuple[float, Search]:
+        """Step and search of a coded tensor."""
+        search = self.search
+        if self.asked.target[0] == "step":
+            step = factor * plan.factor
+        else:
+            step = short_step(plan.sample.step(factor, search.states))
+        if self.asked.labelling == "auto":
+            return step, replace(search, labelling=choose_labelling(plan.sample, step, search))
+        return step, replace(search, labelling=LABELLINGS.id(self.asked.labelling))
+
+    def _fit_bank(self, choices: dict[str, tuple[float, Search]]) -> ModelBank:
+        """Explicit tables for the plain labelling, fitted to the samples."""
+        plans = [plan for plan in self.coded if choices[plan.name][1].labelling == 0]
+        trials = self.workers.map(lambda plan: try_step(plan.sample, *choices[plan.name]), plans, [0] * len(plans))
+        return fit_bank([(trial, plan.sample) for trial, plan in zip(trials, plans)])
+
+    def _encode_other(self, plan: Plan, typical: float) -> EncodedTensor:
+        """A tensor that is not quantized, or only finely; `typical`: step / rms of those that are."""
+        if plan.treatment == "alias":
+            return EncodedTensor(Record(plan.name, plan.spec.dtype, plan.spec.shape, "alias", tied=plan.tied), b"", (), 0)
+        if plan.name in self.fixed:
+            return self.fixed[plan.name]
+        tensor = self.checkpoint.read(plan.name)
+        if plan.treatment == "exact":
+            return encode_exact(plan.name, tensor)
+        if plan.treatment == "plain":
+            return encode_plain(plan.name, tensor)
+        if plan.factor == 1 and (result := encode_logarithmic(plan.name, tensor, ModelBank())):
+            return result
+        return encode_coded(plan.name, tensor, short_step(plan.factor * vector_step(plan.rms, typical)), self.search, ModelBank())

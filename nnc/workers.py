@@ -1,0 +1,62 @@
+"""Threads of one compression: some work on tensors, some on the CTUs of a tensor.
+
+Tensors are handed out in order and only while those in work have no more than `budget` elements together, so that memory is
+bounded by the largest tensor, not by the number of threads.  Results come back in order: the output does not depend on threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+FREE = 1 << 22  # elements that may always be in work
+
+
+@dataclass(frozen=True)
+class Workers:
+    """tiles: threads for the CTUs of a tensor, None for one thread; tensors: threads that each see to one tensor."""
+
+    tiles: Executor | None = None
+    tensors: Executor | None = None
+
+    def map(self, work: Callable[[Any], Any], items: Sequence[Any], sizes: Sequence[int]) -> Iterator[Any]:
+        """`work(item)` for every item, in order; `sizes`: elements of each, the largest of which is the budget of all."""
+        if self.tensors is None:
+            yield from map(work, items)
+            return
+        budget = max(FREE, *sizes, 0)
+        running: dict[Future, int] = {}
+        futures: list[Future] = []
+        try:
+            for item, size in zip(items, sizes):
+                while running and sum(running.values()) + size > budget:
+                    for done in wait(running, return_when=FIRST_COMPLETED).done:
+                        del running[done]
+                future = self.tensors.submit(work, item)
+                running[future] = size
+                futures.append(future)
+            for future in futures:
+                yield future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+@contextmanager
+def open_workers(threads: int) -> Iterator[Workers]:
+    """Workers with `threads` threads at work; those on tensors mostly wait for those on tiles."""
+    if threads == 1:
+        yield Workers()
+        return
+    with ThreadPoolExecutor(threads) as tiles, ThreadPoolExecutor(threads) as tensors:
+        yield Workers(tiles, tensors)
