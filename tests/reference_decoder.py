@@ -1,7 +1,8 @@
 """A slow second decoder of the nnc bitstream, written from nnc/FORMAT.md alone and laid out in the order of that page.
 
-It shares no code with the package: Python integers up to the levels, NumPy only for the float32 products at the end.  `decode(path)` gives all tensors of
-a file or folder.  Everything that the page refuses is a ValueError; another version is an `OtherVersion`, which is one too.
+It shares no code with the package: Python integers up to the levels, NumPy only for the float32 products at the end.
+`decode(path)` gives all tensors of a file or folder.  Everything that the page refuses is a ValueError; another version is
+an `OtherVersion`, which is one too.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-Tensor = tuple[str, tuple[int, ...], bytes]                            # name of the dtype, shape, little endian bytes in row-major order
+Tensor = tuple[str, tuple[int, ...], bytes]  # name of the dtype, shape, little endian bytes in row-major order
 
 
 class OtherVersion(ValueError):
@@ -29,7 +30,7 @@ def must(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-# ---- 1. Notation -----------------------------------------------------------------------------------------------------------------------------------
+# ---- 1. Notation -----------------------------------------------------------------------------------------------------
 
 class Bytes:
     """A read position in a string of bytes."""
@@ -80,7 +81,7 @@ def inflate(data: bytes, length: int) -> bytes:
     return out
 
 
-# ---- 2. Container ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 2. Container ----------------------------------------------------------------------------------------------------
 
 @dataclass
 class Container:
@@ -127,7 +128,8 @@ def read_entries(header: dict, data: bytes) -> dict[str, tuple[str, list[int], b
     for key, entry in header.items():
         must(type(entry) is dict and set(entry) == {"dtype", "shape", "data_offsets"}, f"entry {key} has other fields")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        must(type(dtype) is str and is_size_list(shape) and is_size_list(offsets) and len(offsets) == 2, f"entry {key} is malformed")
+        must(type(dtype) is str and is_size_list(shape) and is_size_list(offsets) and len(offsets) == 2,
+             f"entry {key} is malformed")
         must(offsets[0] <= offsets[1] <= len(data), f"entry {key} lies outside")
         spans.append(offsets)
         entries[key] = dtype, shape, data[offsets[0]:offsets[1]]
@@ -154,7 +156,7 @@ def read_container(file: bytes) -> Container:
     return Container(len(file), inflate(deflated, raw), data[source.position:], entries)
 
 
-# ---- 3. Directory ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 3. Directory ----------------------------------------------------------------------------------------------------
 
 LANES = "names kinds shapes recipes quantizers steps fine models bases noises codes grids lengths values".split()
 
@@ -194,7 +196,7 @@ def read_directory(container: Container) -> Directory:
     return Directory(shards, shard, identity, sets, records, units)
 
 
-# ---- 4. Explicit sets ------------------------------------------------------------------------------------------------------------------------------
+# ---- 4. Explicit sets ------------------------------------------------------------------------------------------------
 
 @dataclass
 class Table:
@@ -228,7 +230,7 @@ def read_set(source: Bytes) -> ExplicitSet:
     return ExplicitSet(shape, coded)
 
 
-# ---- 5. Records ------------------------------------------------------------------------------------------------------------------------------------
+# ---- 5. Records ------------------------------------------------------------------------------------------------------
 
 PLAIN, EXACT, CONSTANT, ALIAS, CODED = range(5)
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -318,7 +320,8 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int) -> C
     states, shift = STATES[quantizer >> 5], quantizer & 31
     must(shift <= 16, "too many bypass bits")
     must(labelling != 1 or states > 1, "the sign-symmetric labelling needs states")
-    must(labelling != 2 or (states == 1 and follow == 0 and math.prod(shape) <= 1 << 20), "what the logarithmic labelling does not go with")
+    must(labelling != 2 or (states == 1 and follow == 0 and math.prod(shape) <= 1 << 20),
+         "what the logarithmic labelling does not go with")
     lower, upper = lanes["fine"].take(2), lanes["steps"].take(2)
     step = np.float32(struct.unpack("<f", lower + upper)[0])
     must(bool(np.isfinite(step)) and step > 0, "a step that is not positive and finite")
@@ -335,7 +338,8 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int) -> C
     ctus = -(-rows // height) * -(-columns // width)
     must(ctus == 1 or height * width >= 1 << 12, "several CTUs that are too small")
     lengths = [lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
-    return Coding(follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, rows, columns, height, width, lengths)
+    return Coding(follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, rows, columns, height,
+                  width, lengths)
 
 
 def read_codes(lanes: dict[str, Bytes]) -> Codes:
@@ -348,10 +352,11 @@ def check_alias(records: list[Record], index: int, record: Record) -> None:
     if record.kind == ALIAS:
         must(record.target < len(records) and record.target != index, "an alias to nothing or itself")
         target = records[record.target]
-        must(target.kind != ALIAS and (target.dtype, target.shape) == (record.dtype, record.shape), "an alias to an alias or to another dtype or shape")
+        must(target.kind != ALIAS and (target.dtype, target.shape) == (record.dtype, record.shape),
+             "an alias to an alias or to another dtype or shape")
 
 
-# ---- 6. Units --------------------------------------------------------------------------------------------------------------------------------------
+# ---- 6. Units --------------------------------------------------------------------------------------------------------
 
 @dataclass
 class UnitHead:
@@ -389,8 +394,8 @@ def unit_bytes(container: Container, units: list[UnitHead]) -> list[bytes]:
         if unit.own:
             record = unit.records[0]
             entry = entries.pop(key_of(record.name), None)
-            plain = record.kind == PLAIN
-            expected = ([d.container for d in DTYPES if d.name == record.dtype][0], list(record.shape)) if plain else ("U8", [unit.length])
+            container_dtype = {dtype.name: dtype.container for dtype in DTYPES}[record.dtype]
+            expected = (container_dtype, list(record.shape)) if record.kind == PLAIN else ("U8", [unit.length])
             must(entry is not None and entry[:2] == expected and len(entry[2]) == unit.length, f"entry of {record.name}")
             data = entry[2]
         else:
@@ -419,7 +424,7 @@ def decode_unit(unit: UnitHead, data: bytes, sets: list[ExplicitSet]) -> dict[st
     return out
 
 
-# ---- 7. Exact bytes --------------------------------------------------------------------------------------------------------------------------------
+# ---- 7. Exact bytes --------------------------------------------------------------------------------------------------
 
 def exact_bytes(record: Record, stored: bytes) -> bytes:
     n, size = record.elements, record.size
@@ -435,19 +440,20 @@ def exact_bytes(record: Record, stored: bytes) -> bytes:
     return b"".join(value.to_bytes(size, "little") for value in elements)
 
 
-# ---- 8. Coded tensors ------------------------------------------------------------------------------------------------------------------------------
+# ---- 8. Coded tensors ------------------------------------------------------------------------------------------------
 
 def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests: list[int]) -> bytes:
     coding, source = record.coding, Bytes(stored)
     row = scale_codes(source.take(coding.row_codes.length), coding.row_codes, coding.rows)
     column = scale_codes(source.take(coding.column_codes.length), coding.column_codes, coding.columns)
-    number = np.zeros((coding.rows, coding.columns), np.int64)         # what is multiplied by the step, or the level if logarithmic
+    number = np.zeros((coding.rows, coding.columns), np.int64)  # what is multiplied by the step, or the level if logarithmic
     coded = np.zeros((coding.rows, coding.columns), bool)
     lengths = iter(coding.lengths)
     for top in range(0, coding.rows, coding.height):
         for left in range(0, coding.columns, coding.width):
             place = slice(top, top + coding.height), slice(left, left + coding.width)
-            digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row[place[0]], column[place[1]], number[place], coded[place]))
+            digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row[place[0]], column[place[1]], number[place],
+                                      coded[place]))
     return rounded(values(coding, row, number, coded), record.dtype)
 
 
@@ -467,7 +473,8 @@ def scale_codes(data: bytes, codes: Codes, count: int) -> list[int]:
     return out
 
 
-def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int], column: list[int], number: np.ndarray, coded: np.ndarray) -> int:
+def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int], column: list[int], number: np.ndarray,
+               coded: np.ndarray) -> int:
     coder, s, digest = Coder(data), 0, 0
     for j in range(len(column)):
         for i in range(len(row)):
@@ -485,7 +492,7 @@ def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[i
     return digest
 
 
-# ---- 9. Tables -------------------------------------------------------------------------------------------------------------------------------------
+# ---- 9. Tables -------------------------------------------------------------------------------------------------------
 
 def root(n: int, times: int) -> int:
     for _ in range(times):
@@ -495,7 +502,8 @@ def root(n: int, times: int) -> int:
 
 POWERS = [root(1 << (8192 - i), 8) for i in range(256)]
 R = (65536, 77935, 92681, 110217)
-SHAPES = ((2, 1048576, 1521536), (2, 196608, 325711), (2, 98304, 209554), (2, 45875, 160503), (2, 16384, 139663), (4, 65536, 497712), (4, 32768, 390751),
+SHAPES = ((2, 1048576, 1521536), (2, 196608, 325711), (2, 98304, 209554), (2, 45875, 160503), (2, 16384, 139663),
+          (4, 65536, 497712), (4, 32768, 390751),
           (4, 3276, 318321))                                           # order, d, a
 
 
@@ -547,7 +555,7 @@ def table_of(model: int, sets: list[ExplicitSet], number: int) -> Table:
     return parametric_table(shape, number >> 1, number & 1)
 
 
-# ---- 10. Entropy decoding --------------------------------------------------------------------------------------------------------------------------
+# ---- 10. Entropy decoding --------------------------------------------------------------------------------------------
 
 class Coder:
     """Asymmetric numeral system: state x, words from the last to the first."""
@@ -594,9 +602,10 @@ class Coder:
         must(self.x == 0 and not self.words, "a stream that does not end exactly")
 
 
-# ---- 11. State machines and values -----------------------------------------------------------------------------------------------------------------
+# ---- 11. State machines and values -----------------------------------------------------------------------------------
 
-CODES = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24), 128: (0o235, 0o126), 256: (0o515, 0o362)}
+CODES = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24), 128: (0o235, 0o126),
+         256: (0o515, 0o362)}
 MANTISSAS = [root(1 << (2944 + j), 7) for j in range(128)]
 
 
@@ -647,7 +656,7 @@ def rounded(plane: np.ndarray, dtype: str) -> bytes:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()  # the upper half, ties to the even one
 
 
-# ---- 12. Checks ------------------------------------------------------------------------------------------------------------------------------------
+# ---- 12. Checks ------------------------------------------------------------------------------------------------------
 
 MASK = (1 << 64) - 1
 
@@ -663,7 +672,7 @@ def unit_digest(digests: list[int]) -> int:
     return (t ^ t >> 32) & 0xFFFFFFFF
 
 
-# ---- 13. Folders and shards ------------------------------------------------------------------------------------------------------------------------
+# ---- 13. Folders and shards ------------------------------------------------------------------------------------------
 
 def decode_shard(path: Path) -> tuple[Directory, dict[str, Tensor]]:
     container = read_container(path.read_bytes())
@@ -671,7 +680,8 @@ def decode_shard(path: Path) -> tuple[Directory, dict[str, Tensor]]:
     decoded: dict[str, Tensor] = {}
     for unit, data in zip(directory.units, unit_bytes(container, directory.units)):
         decoded |= decode_unit(unit, data, directory.sets)
-    return directory, {r.name: decoded[directory.records[r.target].name if r.kind == ALIAS else r.name] for r in directory.records}
+    stands_for = {r.name: directory.records[r.target].name if r.kind == ALIAS else r.name for r in directory.records}
+    return directory, {name: decoded[other] for name, other in stands_for.items()}
 
 
 def decode_file(path: Path) -> dict[str, Tensor]:
@@ -693,7 +703,8 @@ def decode_shards(index: Path) -> dict[str, Tensor]:
         directories.append(directory)
         found |= tensors
     must(len({d.identity for d in directories}) == 1, "shards of different checkpoints")
-    must(all(d.shards == len(names) for d in directories) and len({d.shard for d in directories}) == len(names), "a shard is missing or there twice")
+    must(all(d.shards == len(names) for d in directories) and len({d.shard for d in directories}) == len(names),
+         "a shard is missing or there twice")
     return {tensor: found[tensor] for tensor in weight_map}
 
 
@@ -706,7 +717,7 @@ def decode(path: str | Path) -> dict[str, Tensor]:
     return decode_shards(index) if index.exists() else decode_file(path / "model.nnc.safetensors")
 
 
-# ---- 16. Ids ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- 16. Ids ---------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Dtype:
@@ -716,6 +727,9 @@ class Dtype:
 
 
 DTYPES = [Dtype(*row) for row in (
-    ("float32", 4, "F32"), ("float16", 2, "F16"), ("bfloat16", 2, "BF16"), ("float64", 8, "F64"), ("int64", 8, "I64"), ("int32", 4, "I32"), ("int16", 2, "I16"),
-    ("int8", 1, "I8"), ("uint8", 1, "U8"), ("bool", 1, "BOOL"), ("float8_e4m3fn", 1, "F8_E4M3"), ("float8_e5m2", 1, "F8_E5M2"), ("complex64", 8, "C64"),
-    ("complex128", 16, ""), ("uint16", 2, "U16"), ("uint32", 4, "U32"), ("uint64", 8, "U64"), ("float8_e4m3fnuz", 1, ""), ("float8_e5m2fnuz", 1, ""))]
+    ("float32", 4, "F32"), ("float16", 2, "F16"), ("bfloat16", 2, "BF16"), ("float64", 8, "F64"), ("int64", 8, "I64"),
+                                  ("int32", 4, "I32"), ("int16", 2, "I16"),
+    ("int8", 1, "I8"), ("uint8", 1, "U8"), ("bool", 1, "BOOL"), ("float8_e4m3fn", 1, "F8_E4M3"), ("float8_e5m2", 1, "F8_E5M2"),
+                                  ("complex64", 8, "C64"),
+    ("complex128", 16, ""), ("uint16", 2, "U16"), ("uint32", 4, "U32"), ("uint64", 8, "U64"), ("float8_e4m3fnuz", 1, ""),
+                                  ("float8_e5m2fnuz", 1, ""))]

@@ -35,7 +35,7 @@ ROUNDS = 8
 class PeerPoint:
     """NNCodec with dependent quantization on MiniLM (qp -20, -26, -32, lambda 0).
 
-    bits: of the bitstream per parameter; error: relative, squared; most: bounds of efforts default and high in per cent of its bits.
+    bits: of the bitstream per parameter; error: relative, squared; most: bounds of efforts default and high in per cent of bits.
     """
 
     error: float
@@ -89,7 +89,8 @@ def measure_weights(weights: Path, efforts: list[str], threads: int | None) -> t
                 name = f"bits of effort {effort} at error {peer.error:g}, in per cent of the peer's"
                 bounds.append(Bound(name, 100 * bits / peer.bits, limit))
     columns = (Column("effort"), Column("step", ".6f"), Column("error", ".4e"), Column("peer's error", ".4e"),
-               Column("bytes", ",d"), Column("bits", ".4f"), Column("peer's bits", ".4f"), Column("% of peer", ".2f"), Column("bound %", ".1f"))
+               Column("bytes", ",d"), Column("bits", ".4f"), Column("peer's bits", ".4f"), Column("% of peer", ".2f"),
+               Column("bound %", ".1f"))
     return Table("weights", columns, tuple(rows)), bounds
 
 
@@ -106,7 +107,8 @@ def measure_zoo(zoo: Path, names: list[str], number: int, effort: str, jobs: int
     ratios = [r.comparison.ratio for r in results]
     rows += [(name, effort, None, value, *[None] * 4) for name, value in (("median", median(ratios)), ("worst", max(ratios)))]
     columns = (Column("case"), Column("effort"), Column("rates", "d"),
-               *(Column(name, ".3f") for name in ("ratio", "least", "most")), Column("finest error", ".3g"), Column("coarsest error", ".3g"))
+               *(Column(name, ".3f") for name in ("ratio", "least", "most")),
+               *(Column(name, ".3g") for name in ("finest error", "coarsest error")))
     summary = Table(f"zoo_{effort}", columns, tuple(rows))
     fields = ("case", "effort", "asked bits", "bits", "bytes", "error", "metric", "score", "score of the original")
     points = [(r.case, effort, p.asked, p.bits, p.bytes, p.error, r.metric, p.score, r.baseline)
