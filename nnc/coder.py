@@ -75,7 +75,9 @@ def pack_words(words: np.ndarray) -> bytes:
 
 
 def unpack_words(data: bytes | memoryview) -> np.ndarray:
-    """Inverse of `pack_words`; the last word is never zero in a valid stream."""
+    """Inverse of `pack_words`; Corruption if the last byte is zero, which no stream ends in."""
+    if len(data) and data[-1] == 0:
+        raise Corruption("a stream ends in a zero byte: the file is damaged")
     return np.frombuffer(bytes(data) + bytes(-len(data) % 4), "<u4").astype(np.uint32)
 
 
@@ -93,10 +95,7 @@ def encode_symbols(symbols: np.ndarray, counts: np.ndarray) -> bytes:
 
 def decode_symbols(data: bytes, counts: np.ndarray, number: int) -> tuple[np.ndarray, bool]:
     """Inverse of `encode_symbols`: (int32 symbols, whether the stream ended exactly)."""
-    words = unpack_words(data)
-    if len(words) and words[-1] == 0:
-        raise Corruption("a stream ends in a zero word: the file is damaged")
-    coder = constriction.stream.stack.AnsCoder(words)
+    coder = constriction.stream.stack.AnsCoder(unpack_words(data))
     symbols = coder.decode(_model(counts.astype(np.int64).tobytes()), number)
     return symbols, coder.is_empty()
 

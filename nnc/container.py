@@ -66,6 +66,8 @@ def build_file(directory: Directory, units: list[bytes]) -> Iterator[bytes]:
     """The bytes of a container in order: header, directory and small units, large units."""
     raw = directory.write()
     packed = compress(raw, 9)
+    if len(raw) > MIN_INFLATED + MAX_INFLATED * len(packed):
+        packed = compress(raw, 0)  # readers refuse to inflate so much from so little
     preamble = _PREAMBLE.pack(len(packed), len(raw), checksum(packed))
     small = [data for unit, data in zip(directory.units, units) if not unit.own]
     header: dict[str, object] = {"__metadata__": {"nnc": str(VERSION)}}
@@ -259,20 +261,8 @@ def shard_paths(path: str | os.PathLike) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InvalidArgument(f"{path}: no such file or folder")
-    index = path / INDEX_NAME
-    if index.is_file():
-        try:
-            names = sorted(str(name) for name in set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise Corruption(f"{index}: not an index of shards: the file is damaged") from None
-        if not names:
-            raise Corruption(f"{index}: no shards in the index: the file is damaged")
-        for name in names:
-            if len(name) > 200 or Path(name).name != name or not name.isprintable():
-                raise Corruption(f"{index}: shard name {name[:200]!r} must be a plain file name: the file is damaged")
-            if not (path / name).is_file():
-                raise InvalidArgument(f"{path / name}: the index names this shard, but it is missing: fetch it")
-        return [path / name for name in names]
+    if (path / INDEX_NAME).is_file():
+        return [path / name for name in sorted(set(read_index(path).values()))]
     if (path / FILE_NAME).is_file():
         return [path / FILE_NAME]
     raise InvalidArgument(f"{path}: no {FILE_NAME} in this folder: not a folder written by nnc compress")
@@ -290,3 +280,21 @@ def is_compressed(path: str | os.PathLike) -> bool:
     except OSError as problem:
         raise InvalidArgument(f"{path}: {problem.strerror}") from None
     return text.startswith(b'{"__metadata__":{"nnc":')
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The index of a folder of shards: tensor name -> file name, in the order of the checkpoint; every file is there."""
+    index = folder / INDEX_NAME
+    try:
+        weight_map = json.loads(index.read_text("utf-8"), object_pairs_hook=_unique)["weight_map"]
+        names = set(weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Corruption(f"{index}: not an index of shards: the file is damaged") from None
+    if not names:
+        raise Corruption(f"{index}: no shards in the index: the file is damaged")
+    for name in names:
+        if not isinstance(name, str) or len(name) > 200 or Path(name).name != name or not name.isprintable():
+            raise Corruption(f"{index}: shard name {str(name)[:200]!r} must be a plain file name: the file is damaged")
+        if not (folder / name).is_file():
+            raise InvalidArgument(f"{folder / name}: the index names this shard, but it is missing: fetch it")
+    return weight_map

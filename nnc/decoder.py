@@ -73,8 +73,6 @@ def _restore(record: Record, data: memoryview) -> torch.Tensor:
         raise Corruption(f"tensor {record.name!r}: {len(raw)} bytes instead of {record.nbytes}: the file is damaged")
     if record.elements == 0:
         return torch.empty(record.shape, dtype=record.dtype)
-    if record.dtype == torch.bool and max(raw) > 1:
-        raise Corruption(f"tensor {record.name!r}: a bool byte is neither 0 nor 1: the file is damaged")
     if record.filter in ("byte planes", "differences"):
         planes = np.frombuffer(raw, np.uint8).reshape(record.dtype.itemsize, record.elements)
         values = np.ascontiguousarray(planes.T)
@@ -82,6 +80,8 @@ def _restore(record: Record, data: memoryview) -> torch.Tensor:
             kind = np.dtype(f"<u{record.dtype.itemsize}")
             values = np.cumsum(values.view(kind)[:, 0], dtype=kind)
         raw = values.tobytes()
+    if record.dtype == torch.bool and max(raw) > 1:
+        raise Corruption(f"tensor {record.name!r}: a bool byte is neither 0 nor 1: the file is damaged")
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(record.dtype).reshape(record.shape)
 
 

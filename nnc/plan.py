@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import prod
 
 import torch
 
@@ -15,7 +16,7 @@ from .container import entry_dtype
 from .encoder import is_codable, make_plane, tensor_bytes
 from .errors import InvalidArgument, Unsupported
 from .partition.planes import MAX_AXES, choose_split
-from .unit import CODED_DTYPES, DTYPES, MAX_NAME
+from .unit import CODED_DTYPES, DTYPES, MAX_ELEMENTS, MAX_NAME
 from .workers import Workers
 
 SMALL = 128  # tensors of at most this many weights are treated like vectors: their bits do not matter
@@ -82,6 +83,8 @@ def plan_tensors(
 def _check_storable(spec: TensorSpec) -> None:
     if spec.dtype not in DTYPES.values():
         raise Unsupported(f"tensor {spec.name!r} has the dtype {spec.dtype}, which cannot be stored: convert it")
+    if prod(size for size in spec.shape if size) > MAX_ELEMENTS:
+        raise Unsupported(f"tensor {spec.name!r} has the shape {spec.shape}: more than {MAX_ELEMENTS} elements")
     if len(spec.shape) > MAX_AXES or len(spec.name.encode()) > MAX_NAME:
         raise Unsupported(f"tensor {spec.name[:60]!r}: more than {MAX_AXES} axes or a name of more than {MAX_NAME} bytes")
 

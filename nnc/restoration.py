@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .checkpoint import Origin, TensorSpec, check_destination, write_checkpoint
-from .container import INDEX_NAME, Container, open_file, shard_paths
+from .container import INDEX_NAME, Container, open_file, read_index, shard_paths
 from .decoder import decode_unit
 from .errors import Corruption, InvalidArgument
 from .unit import Record
@@ -68,28 +67,22 @@ def _finish(records: list[Record], wait) -> Iterator[tuple[str, torch.Tensor]]:
 @contextmanager
 def open_compressed(path: str | os.PathLike, pool: Executor | None = None) -> Iterator[Archive]:
     """Open a file or folder written by `compress`."""
-    files = tuple(open_file(shard) for shard in shard_paths(path))
-    records = [record for file in files for record in file.directory.records]
-    names = {record.name for record in records}
-    if len(names) != len(records):
-        raise Corruption(f"{path}: two shards hold the same tensor: the shards do not belong together")
-    places = [file.directory.shard for file in files]
-    if [place.index for place in sorted(places, key=lambda p: p.index)] != list(range(places[0].count)) or len(
-        {(p.count, p.identity) for p in places}
-    ) > 1:
+    files = tuple(sorted((open_file(shard) for shard in shard_paths(path)), key=lambda file: file.directory.shard.index))
+    first = files[0].directory.shard
+    if [file.directory.shard for file in files] != [replace(first, index=number) for number in range(first.count)]:
         raise Corruption(
-            f"{path}: {len(files)} files of a checkpoint of {places[0].count}, or of different ones: the shards do not belong together"
+            f"{path}: {len(files)} files of a checkpoint of {first.count}, or of different ones: the shards do not belong together"
         )
-    index = Path(path) / INDEX_NAME
-    if index.is_file():
-        order = list(json.loads(index.read_text("utf-8"))["weight_map"])
-        if missing := names.symmetric_difference(order):
-            raise Corruption(
-                f"{path}: tensor {min(missing)!r} is in the index or in a shard, not in both: the shards do not belong together"
-            )
-        by_name = {record.name: record for record in records}
-        records = [by_name[name] for name in order]
-    yield Archive(files, pool, tuple(records))
+    records = {record.name: record for file in files for record in file.directory.records}
+    if len(records) != sum(len(file.directory.records) for file in files):
+        raise Corruption(f"{path}: two shards hold the same tensor: the shards do not belong together")
+    if (Path(path) / INDEX_NAME).is_file():
+        order = read_index(Path(path))
+        places = {record.name: file.path.name for file in files for record in file.directory.records}
+        if wrong := {name for name, _ in order.items() ^ places.items()}:
+            raise Corruption(f"{path}: the index and the shards differ in tensor {min(wrong)!r}: they do not belong together")
+        records = {name: records[name] for name in order}
+    yield Archive(files, pool, tuple(records.values()))
 
 
 @contextmanager

@@ -357,3 +357,19 @@ def test_options_that_cannot_take_effect_are_refused(tmp_path):
     with pytest.raises(nnc.InvalidArgument, match="shard_bytes splits a folder"):
         nnc.compress(state, tmp_path / "x.safetensors", shard_bytes=1000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_that_deflate_to_nothing_still_fit_the_bounds_of_readers(tmp_path):
+    """A directory of repeated text, and shapes that no reader takes."""
+    save_file({"w": torch.randn(20, 20)}, tmp_path / "m.safetensors", {"notes": "v" * 1_000_000})
+    check_round_trip(tmp_path / "m.safetensors", tmp_path / "x.safetensors", step=0.1)
+    check_round_trip({f"{n}{'a' * 4000}": torch.tensor([n]) for n in range(300)}, tmp_path / "x.safetensors", step=0.1)
+    check_round_trip({"w": torch.zeros(0, 1 << 20, 1 << 19)}, tmp_path / "x.safetensors", {"w"}, step=0.1)
+    with pytest.raises(nnc.Unsupported, match="elements"):
+        nnc.compress({"w": torch.zeros(0, 1 << 30, 1 << 30)}, tmp_path / "y.safetensors")
+    check_round_trip({"zeros": torch.zeros(3000, 3000), "w": torch.randn(9, 9)}, tmp_path / "x.safetensors", {"zeros"}, step=0.1)
+
+
+def test_bool_with_every_filter(tmp_path):
+    state = {"a": torch.rand(3000) < 0.5, "b": torch.arange(3000) % 2 == 0, "c": torch.arange(3000) < 1500}
+    check_round_trip(state, tmp_path / "x.safetensors", set(state), step=0.1)

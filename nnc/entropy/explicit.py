@@ -57,7 +57,7 @@ class ExplicitSet:
     @classmethod
     def read(cls, data: Reader) -> ExplicitSet:
         shape = data.byte("shape of an explicit set", SHAPES - 1)
-        count = data.varint("number of explicit tables", TABLES)
+        count = data.varint("number of explicit tables", TABLES - 2)
         tables = []
         last = 1
         for _ in range(count):
