@@ -464,7 +464,6 @@ def scale_codes(data: bytes, codes: Codes, count: int) -> list[int]:
         out = list(struct.unpack(f"{count}b", inflate(data, count)))
     else:
         coder, table = Coder(data), scale_table(codes.spread)
-        must(not coder.last_is_zero, "a stream of scale codes that ends with a zero word")
         out = [coder.symbol(table) - 128 for _ in range(count)]
         coder.end()
         if codes.mode == 2:
@@ -561,9 +560,9 @@ class Coder:
     """Asymmetric numeral system: state x, words from the last to the first."""
 
     def __init__(self, stream: bytes) -> None:
+        must(not stream.endswith(b"\0"), "a stream that ends with a zero byte")
         stream += bytes(-len(stream) % 4)
         self.words = list(struct.unpack(f"<{len(stream) // 4}I", stream))
-        self.last_is_zero = bool(self.words) and self.words[-1] == 0
         self.x = self.words.pop() if self.words else 0
         if self.words:
             self.x = self.x << 32 | self.words.pop()
