@@ -26,6 +26,7 @@ from .rdo import (
     START_SHAPE,
     WIDTH,
     Gathered,
+    Powers,
     Search,
     choose_model,
     choose_shift,
@@ -74,10 +75,9 @@ class Sample:
         return min(factor * self.relative, MOST_SPACING * self.rms / make_trellis(states).spacing)
 
 
-def take_sample(plane: np.ndarray, factor: float, most: int, follow: bool) -> Sample:
+def take_sample(plane: np.ndarray, powers: Powers, factor: float, most: int, follow: bool) -> Sample:
     """Sample at most about `most` weights in blocks spread over the plane; `factor` multiplies the step by rule."""
-    rms = root_mean_square(plane)
-    scales = fit_scales(plane, rms, follow)
+    scales = fit_scales(powers, powers.rms, follow)
     if plane.size <= most:
         tiles = choose_grid(*plane.shape).tiles()
     else:
@@ -93,17 +93,7 @@ def take_sample(plane: np.ndarray, factor: float, most: int, follow: bool) -> Sa
     index = np.concatenate([part.codes for part in parts]).astype(np.int64) + 4 * scales.shift
     steps = scales.row_steps(1.0)
     scale = np.concatenate([steps[part.position // plane.shape[1]] for part in parts])
-    return Sample(x, scale, index, rms, plane.size, side, factor * relative_step(rms, plane.size))
-
-
-def root_mean_square(plane: np.ndarray) -> float:
-    """In pieces, so that no float64 copy of the plane is made."""
-    return float(
-        np.sqrt(
-            sum(np.square(rows, dtype=np.float64).sum() for rows in np.array_split(plane, -(-plane.size // (1 << 20))))
-            / plane.size
-        )
-    )
+    return Sample(x, scale, index, powers.rms, plane.size, side, factor * relative_step(powers.rms, plane.size))
 
 
 def _low_discrepancy(count: int) -> list[tuple[float, float]]:

@@ -22,6 +22,7 @@ from .quantize.logarithm import logarithms, rebuild_powers
 from .quantize.trellis import LABELLINGS, make_trellis
 from .rdo import (
     START_SHAPE,
+    Powers,
     Search,
     choose_model,
     count,
@@ -29,11 +30,13 @@ from .rdo import (
     fit_scales,
     gather,
     level_bits,
+    measure_powers,
     move,
 )
-from .unit import CODED_DTYPES, Codes, Coding, Record
+from .unit import Codes, Coding, Record
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
+MAX_EMPTY = 1 << 22  # bytes of a tensor that may shrink to nothing; readers bound the tensors of a file by its size
 MAX_CONSTANT = 1 << 14  # bytes; larger ones deflate to next to nothing anyway
 FINEST = 1 << 20  # largest weight in steps: levels of the format end at 2^22, and float32 has 24 bits
 LOGARITHMIC = LABELLINGS.id("logarithmic")
@@ -58,11 +61,6 @@ class EncodedTensor:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, little endian, without a copy where it is contiguous."""
     return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
-
-
-def is_codable(tensor: torch.Tensor) -> bool:
-    """Whether a tensor can be quantized: float32, float16 or bfloat16, not empty, every value finite."""
-    return tensor.dtype in CODED_DTYPES and tensor.numel() > 0 and bool(torch.isfinite(tensor).all())
 
 
 def encode_plain(name: str, tensor: torch.Tensor) -> EncodedTensor:
@@ -100,21 +98,24 @@ def make_plane(tensor: torch.Tensor) -> tuple[int, np.ndarray]:
 def encode_coded(
     name: str,
     tensor: torch.Tensor,
+    powers: Powers,
     step: float,
     search: Search,
     bank: ModelBank,
     pool: Executor | None = None,
     follow: bool = False,
 ) -> EncodedTensor:
-    """Quantize and code a tensor with the given step; `follow`: the steps of the rows follow their scales.
+    """Quantize and code a tensor with the given step.
+
+    powers: those of its plane; pool: threads for its CTUs; follow: the steps of the rows follow their scales.
 
     Where the step is finer than float32 can tell, or where so few bytes would remain that readers refuse them, the tensor is kept
     without loss.
     """
     split, plane = make_plane(tensor)
     step = float(np.float32(step))
-    encoded = _encode_plane(name, tensor, split, plane, step, step, search, bank, pool, follow)
-    enough = encoded and encoded.record.nbytes <= (1 << 16) + MAX_EXPANSION * len(encoded.data)
+    encoded = _encode_plane(name, tensor, split, plane, powers, step, step, search, bank, pool, follow)
+    enough = encoded and encoded.record.nbytes <= MAX_EMPTY + MAX_EXPANSION * len(encoded.data)
     return encoded if enough else encode_exact(name, tensor)
 
 
@@ -124,7 +125,9 @@ def encode_logarithmic(name: str, tensor: torch.Tensor, bank: ModelBank) -> Enco
     levels = logarithms(plane)
     if levels is None:
         return None
-    return _encode_plane(name, tensor, split, levels[0], 1.0, levels[1], Search(1, LOGARITHMIC, 0.0, 1), bank, None)
+    return _encode_plane(
+        name, tensor, split, levels[0], measure_powers(levels[0]), 1.0, levels[1], Search(1, LOGARITHMIC, 0.0, 1), bank, None
+    )
 
 
 def _encode_plane(
@@ -132,6 +135,7 @@ def _encode_plane(
     tensor: torch.Tensor,
     split: int,
     plane: np.ndarray,
+    powers: Powers,
     grid_step: float,
     step: float,
     search: Search,
@@ -143,12 +147,12 @@ def _encode_plane(
     weight.
     """
     trellis = make_trellis(search.states)
-    scales = fit_scales(plane, trellis.spacing * grid_step, follow)
+    scales = fit_scales(powers, trellis.spacing * grid_step, follow)
     row_steps = scales.row_steps(grid_step)
     if (
         not (SMALLEST_STEP < row_steps).all()
         or not (row_steps < LARGEST_STEP).all()
-        or not (np.maximum(plane.max(1), -plane.min(1)) / FINEST < row_steps).all()
+        or not (powers.peaks / FINEST < row_steps).all()
     ):
         return None
     grid = choose_grid(*plane.shape)

@@ -60,7 +60,7 @@ class Encoding:
             if plan.treatment == "coded":
                 step, search = choices[plan.name]
                 tensor = self.checkpoint.read(plan.name)
-                return encode_coded(plan.name, tensor, step, search, bank, self.workers.tiles, self.asked.follow)
+                return encode_coded(plan.name, tensor, plan.powers, step, search, bank, self.workers.tiles, self.asked.follow)
             return self._encode_other(plan, typical)
 
         total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []
@@ -106,4 +106,5 @@ class Encoding:
             return encode_plain(plan.name, tensor)
         if plan.factor == 1 and (result := encode_logarithmic(plan.name, tensor, ModelBank())):
             return result
-        return encode_coded(plan.name, tensor, short_step(plan.factor * vector_step(plan.rms, typical)), self.search, ModelBank())
+        step = short_step(plan.factor * vector_step(plan.rms, typical))
+        return encode_coded(plan.name, tensor, plan.powers, step, self.search, ModelBank())

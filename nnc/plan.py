@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from math import prod
+from math import isfinite, prod
 
 import torch
 
-from .allocate import SAMPLE, SAMPLES, Sample, root_mean_square, take_sample
+from .allocate import SAMPLE, SAMPLES, Sample, take_sample
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
 from .container import entry_dtype
-from .encoder import is_codable, make_plane, tensor_bytes
+from .encoder import make_plane, tensor_bytes
 from .errors import InvalidArgument, Unsupported
 from .partition.planes import MAX_AXES, choose_split
+from .rdo import Powers, measure_powers
 from .unit import CODED_DTYPES, DTYPES, MAX_ELEMENTS, MAX_NAME
 from .workers import Workers
 
@@ -26,7 +27,7 @@ SMALL = 128  # tensors of at most this many weights are treated like vectors: th
 class Plan:
     """treatment: coded (quantized), vector (quantized finely: at most one long axis, or tiny), exact, plain (an entry of its own)
     or alias (of `target`; `tied` if it shares its
-    memory, else it merely has the same bytes); factor: of the step by rule; rms, sample: of coded tensors; nonfinite: holds NaN
+    memory, else it merely has the same bytes); factor: of the step by rule; rms, powers, sample: of coded tensors; nonfinite: holds NaN
     or Inf."""
 
     spec: TensorSpec
@@ -35,6 +36,7 @@ class Plan:
     target: str = ""
     tied: bool = False
     rms: float = 0.0
+    powers: Powers | None = None
     sample: Sample | None = None
     nonfinite: bool = False
 
@@ -100,17 +102,19 @@ def _survey(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, most: int) 
     key = _fingerprint(tensor)
     if rule and rule.action == "exact":
         return key, Plan(spec, "exact")
-    if not is_codable(tensor):
-        return key, Plan(spec, "exact", nonfinite=spec.dtype in CODED_DTYPES and tensor.numel() > 0)
-    flat = tensor.reshape(-1)
-    if spec.numel == 1 or bool((flat == flat[0]).all()):
+    if spec.dtype not in CODED_DTYPES or spec.numel < 2:
+        return key, Plan(spec, "exact", nonfinite=spec.dtype in CODED_DTYPES and not bool(torch.isfinite(tensor).all()))
+    plane = make_plane(tensor)[1]
+    powers = measure_powers(plane)
+    if not isfinite(powers.rms):
+        return key, Plan(spec, "exact", nonfinite=True)
+    if (powers.peaks == powers.peaks[0]).all() and (plane == plane[0, 0]).all():
         return key, Plan(spec, "exact")
     factor = rule.step_factor if rule else 1.0
-    plane = make_plane(tensor)[1]
     if choose_split(spec.shape) == 0 or spec.numel <= SMALL:
-        return key, Plan(spec, "vector", factor, rms=root_mean_square(plane))
-    sample = take_sample(plane, factor, most, asked.follow)
-    return key, Plan(spec, "coded", factor, rms=sample.rms, sample=sample)
+        return key, Plan(spec, "vector", factor, rms=powers.rms, powers=powers)
+    sample = take_sample(plane, powers, factor, most, asked.follow)
+    return key, Plan(spec, "coded", factor, rms=powers.rms, powers=powers, sample=sample)
 
 
 def _is_equal(checkpoint: Checkpoint, name: str, other: str) -> bool:

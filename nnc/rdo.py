@@ -15,7 +15,7 @@ import numpy as np
 from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, OFF, encode_codes, kernel_codes
-from .kernels.planes import column_powers, gather_tile, row_powers
+from .kernels.planes import column_powers, gather_tile, row_peaks, row_powers
 from .kernels.streams import count_levels
 from .kernels.viterbi import search_scalar, search_trellis
 from .quantize.logarithm import rebuild_row_steps
@@ -84,22 +84,41 @@ def _mismatch(quantizer: int) -> np.ndarray:
     return p @ bits.T
 
 
-def fit_scales(plane: np.ndarray, spacing: float, follow: bool = False) -> Scales:
+@dataclass(frozen=True, eq=False)
+class Powers:
+    """What the scales of a plane are chosen from.  rows, columns: float64 mean squares, of the columns after the rows were scaled to
+    one and the rows after the columns were; peaks: largest magnitude of every row; rms: of the plane, not finite if a weight is not."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    peaks: np.ndarray
+    rms: float
+
+
+def measure_powers(plane: np.ndarray) -> Powers:
+    """Powers of a float32 plane, in five passes over it."""
+    rows, columns = plane.shape
+    of_rows, peaks, of_columns = np.empty(rows), np.empty(rows), np.ones(columns)
+    row_peaks(plane, of_rows, peaks)
+    rms = float(np.sqrt(of_rows.mean()))
+    if rows > 1 and np.isfinite(rms):
+        column_powers(plane, _inverse_root(of_rows), of_columns)
+        if columns > 1:
+            row_powers(plane, _inverse_root(of_columns), of_rows)
+            column_powers(plane, _inverse_root(of_rows), of_columns)
+    return Powers(of_rows, of_columns, peaks, rms)
+
+
+def fit_scales(powers: Powers, spacing: float, follow: bool = False) -> Scales:
     """Scale codes for a plane whose quantizers have neighbouring values `spacing` apart: rows, columns, both or none, whatever
     costs least.
 
     follow: the steps of the rows follow their scales, `step * 2^(code / 8)`, so that rows of large weights are quantized more
     coarsely.
     """
-    rows, columns = plane.shape
-    row_scale, column_scale = np.ones(rows), np.ones(columns)
-    power_of_rows, power_of_columns = np.empty(rows), np.empty(columns)
-    for _ in range(2 if min(rows, columns) > 1 else 1):
-        row_powers(plane, column_scale, power_of_rows)
-        row_scale = _inverse_root(power_of_rows)
-        if rows > 1:
-            column_powers(plane, row_scale, power_of_columns)
-            column_scale = _inverse_root(power_of_columns)
+    rows, columns = len(powers.rows), len(powers.columns)
+    power_of_rows, power_of_columns = powers.rows, powers.columns
+    row_scale, column_scale = _inverse_root(power_of_rows), _inverse_root(power_of_columns)
     row_index = CENTRE - 4 * np.log2(np.where(power_of_rows > 0, row_scale, 1) * spacing)
     column_index = -4 * np.log2(np.where(power_of_columns > 0, column_scale, 1)) if rows > 1 else np.zeros(columns)
     live_rows, live_columns = power_of_rows > 0, (power_of_columns > 0 if rows > 1 else np.ones(columns, bool))

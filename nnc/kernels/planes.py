@@ -21,6 +21,21 @@ def row_powers(plane, column_scale, out):
 
 
 @njit(cache=True, nogil=True)
+def row_peaks(plane, powers, peaks):
+    """float64 (rows,) each: mean of the squares and largest magnitude of every row; NaN and Inf show in the former."""
+    rows, columns = plane.shape
+    for i in range(rows):
+        total = 0.0
+        peak = 0.0
+        for j in range(columns):
+            v = np.float64(plane[i, j])
+            total += v * v
+            peak = max(peak, abs(v))
+        powers[i] = total / columns
+        peaks[i] = peak
+
+
+@njit(cache=True, nogil=True)
 def column_powers(plane, row_scale, out):
     """out float64 (columns,): mean of (plane[i, j] * row_scale[i])^2 down each column."""
     rows, columns = plane.shape
