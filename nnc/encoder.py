@@ -15,7 +15,7 @@ from .directory import MAX_EXPANSION
 from .entropy.explicit import ModelBank
 from .entropy.scales import encode_codes
 from .kernels.planes import error_and_energy
-from .kernels.streams import encode_tile, replay_levels
+from .kernels.streams import encode_tile, rebuild_levels
 from .partition.grid import choose_grid
 from .partition.planes import choose_split, plane_shape
 from .quantize.logarithm import logarithms, rebuild_powers
@@ -172,16 +172,13 @@ def _encode_plane(
     scales = move(scales, offset)
     tables = bank.table_set(model).arrays
     values = np.zeros(plane.shape, np.float32)
-    flat = values.reshape(-1)
     labelling = 0 if search.labelling == LOGARITHMIC else search.labelling
 
     def encode(found: np.ndarray, tile: tuple[int, int, int, int]) -> tuple[bytes, int]:
         weights = gather(plane, tile, scales, grid_step)
         words = np.empty(3 * len(found) + 4, np.uint32)
         number, digest = encode_tile(found, weights.codes, tables, trellis.next_state, scales.shift, words)
-        rebuilt = np.empty(len(found), np.float32)
-        replay_levels(found, trellis.next_state, labelling, rebuilt)
-        flat[weights.position] = rebuilt * row_steps[weights.position // plane.shape[1]]
+        rebuild_levels(found, weights.position, trellis.next_state, labelling, row_steps, values)
         return pack_words(words[:number]), int(digest)
 
     streams, digests = zip(*run(encode, levels, tiles))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class Scales:
     columns: np.ndarray
     shift: int
     follow: bool
+
+    @cached_property
+    def kernel_rows(self) -> np.ndarray:
+        return kernel_codes(self.rows, self.base)
+
+    @cached_property
+    def kernel_columns(self) -> np.ndarray:
+        return kernel_codes(self.columns)
 
     def offsets(self) -> list[int]:
         """What may be added to all scale indices without that one leaves 1..36."""
@@ -210,8 +218,8 @@ def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, s
         bottom,
         left,
         right,
-        kernel_codes(scales.rows, scales.base),
-        kernel_codes(scales.columns),
+        scales.kernel_rows,
+        scales.kernel_columns,
         CLASSES,
         1 / scales.row_steps(step),
         x,
@@ -257,20 +265,20 @@ def count(levels: np.ndarray, codes: np.ndarray, states: int, shift: int) -> np.
 
 
 def choose_model(counts: np.ndarray, bank: ModelBank, offsets: Sequence[int] = (0, -1, 1, -2, 2)) -> tuple[int, int, float]:
-    """The model and the offset of all scale indices that code `counts` in the fewest bits: (model, offset, bits)."""
+    """The model that codes `counts` in the fewest bits, and the offset of all scale indices that is best with it: (model, offset,
+    bits)."""
     used = np.flatnonzero(counts.any(1))
     weights = counts[used]
-    best = (START_SHAPE, 0, np.inf)
-    for model in range(bank.count):
-        bits = level_bits(bank, model)
-        for offset in offsets:
-            numbers = used + 2 * offset
-            if numbers.size and (numbers.min() < 2 or numbers.max() >= TABLES):
-                continue
-            total = float((weights * bits[numbers]).sum())
-            if total < best[2]:
-                best = (model, offset, total)
-    return best
+
+    def bits(model: int, offset: int) -> float:
+        numbers = used + 2 * offset
+        if numbers.size and (numbers.min() < 2 or numbers.max() >= TABLES):
+            return np.inf
+        return float((weights * level_bits(bank, model)[numbers]).sum())
+
+    best = min((bits(model, 0), model, 0) for model in range(bank.count))
+    best = min([best] + [(bits(best[1], offset), best[1], offset) for offset in offsets if offset])
+    return best[1], best[2], best[0]
 
 
 def move(scales: Scales, offset: int) -> Scales:

@@ -39,14 +39,21 @@ def encode_codes(codes: np.ndarray) -> tuple[str, int, bytes]:
     codes = np.asarray(codes, np.int64)
     if not codes.any():
         return "none", 0, b""
-    best = ("deflated", 0, compress(codes.astype(np.int8).tobytes(), 9))
+    best = ("deflated", 0, compress(codes.astype(np.int8).tobytes(), 9 if (codes == OFF).any() else 1))  # patterns of dead rows
     for mode, values in (("direct", codes), ("differences", np.diff(codes, prepend=0))):
-        histogram = np.bincount(values + 2 * MOST, minlength=4 * MOST + 1)
-        spread = min(range(SPREADS), key=lambda s: -(histogram * np.log2(_counts(s))).sum())
-        data = encode_symbols(values + 2 * MOST, _counts(spread))
-        if len(data) < len(best[2]):
-            best = (mode, spread, data)
+        bits = (_code_lengths() * np.bincount(values + 2 * MOST, minlength=4 * MOST + 1)).sum(1)
+        spread = int(np.argmin(bits))
+        if bits[spread] < 8 * len(best[2]):
+            data = encode_symbols(values + 2 * MOST, _counts(spread))
+            if len(data) < len(best[2]):
+                best = (mode, spread, data)
     return best
+
+
+@lru_cache(maxsize=1)
+def _code_lengths() -> np.ndarray:
+    """Bits of every symbol under every spread."""
+    return np.stack([24 - np.log2(_counts(spread)) for spread in range(SPREADS)])
 
 
 def decode_codes(mode: str, spread: int, data: bytes, number: int) -> np.ndarray:

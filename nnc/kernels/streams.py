@@ -366,6 +366,22 @@ def count_levels(levels, codes, next_state, shift, low, counts):
 
 
 @njit(cache=True, nogil=True)
+def rebuild_levels(levels, position, next_state, labelling, row_steps, values):
+    """Write the values of a scan-ordered sequence of levels to `values` float32 (rows, columns), as the decoder rebuilds them.
+
+    position: index in the plane of each; row_steps: float32 (rows,)."""
+    flat = values.reshape(-1)
+    columns = values.shape[1]
+    s = 0
+    spacing = 1 if next_state.shape[0] == 1 else 2
+    for i in range(levels.shape[0]):
+        k = np.int64(levels[i])
+        p = np.int64(position[i])
+        flat[p] = _grid_value(k, s & 1, spacing, labelling) * row_steps[p // columns]
+        s = next_state[s, k & 1]
+
+
+@njit(cache=True, nogil=True)
 def replay_levels(levels, next_state, labelling, out):
     """Values in steps of a scan-ordered sequence of levels: float32 (n,), exact integers."""
     s = 0
