@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -19,8 +20,7 @@ from .decoder import decode_unit
 from .errors import Corruption, InvalidArgument
 from .unit import Record
 
-AHEAD = 4  # units decoded ahead of the one that is handed out
-ALL_AHEAD = 64  # the same where all tensors stay in memory anyway
+AHEAD = 1 << 26  # bytes of tensors decoded ahead of the one that is handed out
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,24 @@ class Archive:
         }
         return {record.name: stored[record.name] for record in self.records}
 
-    def tensors(self, names: set[str] | None = None, ahead: int = AHEAD) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of every tensor that is not an alias, in the order of the files; a few units are decoded ahead."""
+    def tensors(self, names: set[str] | None = None, ahead: float = AHEAD) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of every tensor that is not an alias, in the order of the files.
+
+        names: only units with one of these; ahead: bytes of tensors that may wait decoded, beside the unit that is handed out.
+        """
         waiting: deque = deque()
+        pending = 0
         for file in self.files:
             for index, (unit, records) in enumerate(zip(file.directory.units, file.unit_records())):
                 own = [record for record in records if record.kind != "alias"]
                 if not own or (names is not None and not any(record.name in names for record in own)):
                     continue
-                waiting.append((own, decode_unit(unit, records, file.read_unit(index), file.directory.bank, self.pool)))
-                if len(waiting) > ahead:
+                size = sum(record.nbytes for record in own)
+                while waiting and pending + size > ahead:
+                    pending -= sum(record.nbytes for record in waiting[0][0])
                     yield from _finish(*waiting.popleft())
+                pending += size
+                waiting.append((own, decode_unit(unit, records, file.read_unit(index), file.directory.bank, self.pool)))
         while waiting:
             yield from _finish(*waiting.popleft())
 
@@ -106,7 +113,7 @@ def load(path: str | os.PathLike, *, names: list[str] | None = None, threads: in
             raise InvalidArgument(f"{path}: no tensor {unknown[0]!r} in this file")
         sources = {name: source for name, source in archive.sources().items() if name in wanted}
         check_memory(path, sum(records[source].nbytes for source in set(sources.values())))
-        tensors = dict(archive.tensors(set(sources.values()), ALL_AHEAD))
+        tensors = dict(archive.tensors(set(sources.values()), inf))
         tied = {name for name in wanted if records[name].tied or records[name].kind != "alias"}
         return {
             name: tensors[sources[name]] if name in tied else tensors[sources[name]].clone() for name in records if name in wanted
