@@ -137,6 +137,8 @@ def fit_scales(powers: Powers, spacing: float, follow: bool = False) -> Scales:
     row_index = row_index - 4 * shift
     q = 1 if shift else 0
     base, row_codes = _follow_codes(row_index, live_rows, columns) if follow else _choose_codes(row_index, live_rows, columns, q)
+    if rows == 1:
+        return Scales(base, row_codes, np.zeros(columns, np.int16), shift, follow)
     offset, column_codes = _choose_codes(column_index + base, live_columns, rows, q, fixed=base)
     return Scales(offset, row_codes, column_codes, shift, follow)
 
@@ -179,7 +181,8 @@ def _choose_codes(index: np.ndarray, live: np.ndarray, weights: int, q: int, fix
         return CENTRE if fixed is None else fixed, np.full(len(index), OFF, np.int16)
     below = np.minimum(x.astype(np.int64), CLASSES - 1)
     part = (x - below)[:, None]
-    cost = weights * ((1 - part) * table[below] + part * table[below + 1])[:, 1:]  # bits of each row under each scale index 1..36
+    low, slope = table[:, 1:], np.diff(table[:, 1:], axis=0)
+    cost = weights * (low[below] + part * slope[below])  # bits of each row under each scale index 1..36
     base = int(np.argmin(cost.sum(0))) + 1
     codes = np.where(live, 0, OFF).astype(np.int16)
     chosen = np.clip(np.round(x), 1, CLASSES).astype(np.int64)
