@@ -21,6 +21,7 @@ from sources import import_zoo
 
 import nnc
 
+LOWEST = 0.75  # bits per weight; networks whose peer spends less are broken, and nnc refuses to zero a tensor
 BELOW = 0.85  # our lowest rate over the peer's: the same damage takes us fewer bits
 MORE = 6  # rates added at either end, each BELOW times or over the one before, until our curve covers the peer's
 
@@ -69,7 +70,7 @@ def read_peer(zoo: Path, case: str) -> PeerCurve:
 
 def spread_rates(peer: PeerCurve, number: int) -> list[float]:
     """Bits per weight for our curve, evenly in their logarithm."""
-    return [float(f"{bits:.4g}") for bits in np.geomspace(BELOW * peer.low, peer.high, number)]
+    return [float(f"{bits:.4g}") for bits in np.geomspace(max(LOWEST, BELOW * peer.low), peer.high, number)]
 
 
 def measure_case(zoo: Path, name: str, number: int, effort: str) -> CaseResult:
