@@ -351,8 +351,6 @@ def test_the_example_network_reads_digits(tmp_path, monkeypatch):
 def test_the_example_network_through_the_codec(tmp_path):
     """The one test with the real codec: files are told apart, read, and measured."""
     pytest.importorskip("sklearn")
-    if not hasattr(nnc, "compress"):
-        pytest.skip("the codec is not installed")
     original, small = EXAMPLES / "digits_cnn.safetensors", tmp_path / "small.safetensors"
     nnc.compress(original, small, bits=4)
     code = EXAMPLES / "digits_cnn.py"
