@@ -23,7 +23,7 @@ from .errors import Corruption, InvalidArgument
 from .plan import plan_tensors
 from .restoration import open_compressed
 from .targets import meet_size, meet_snr
-from .workers import open_workers
+from .workers import check_threads, open_workers
 
 SHARD_BYTES = 5_000_000_000  # of a file in a folder
 
@@ -31,8 +31,8 @@ SHARD_BYTES = 5_000_000_000  # of a file in a folder
 @dataclass(frozen=True)
 class Summary:
     """What was written.  parameters: elements of the untied float tensors; snr: of the coded tensors with more than one long
-    axis, in dB; kept: names of tensors stored
-    without loss because they hold NaN or Inf; left_out: entries of the source that are not carried along."""
+    axis, in dB; kept: names of tensors stored without loss because they hold NaN or Inf; left_out: entries of the source that are
+    not carried along."""
 
     files: tuple[Path, ...]
     file_bytes: int
@@ -65,12 +65,12 @@ def compress(
     """Compress a checkpoint to `destination`: one file if that ends in .safetensors, else a folder with the side files.
 
     source: Hugging Face folder, .safetensors, torch file, module or mapping.  options: one of bits, size, snr, step; effort,
-    states, labelling, lagrangian, shard_bytes (see
-    Config).  threads: default all cores; the bytes do not depend on it.  progress: called with (done, total, what).
+    states, labelling, lagrangian, shard_bytes (see Config).  threads: default all cores; the bytes do not depend on it.
+    progress: called with (done, total, what).
 
     Raises InvalidArgument, Unsupported, Corruption or InsufficientData; nothing is left behind then.
     """
-    asked = config if isinstance(config, Config) and not options and not rules else make_config(config, tuple(rules), **options)
+    asked = make_config(config, tuple(rules), **options)
     threads = check_threads(threads)
     destination = Path(destination)
     folder = destination.suffix != ".safetensors"
@@ -101,14 +101,6 @@ def compress(
             tuple(plan.name for plan in plans if plan.nonfinite),
             left_out,
         )
-
-
-def check_threads(threads: int | None) -> int:
-    if threads is None:
-        return min(os.cpu_count() or 1, 16)
-    if not isinstance(threads, int) or threads < 1:
-        raise InvalidArgument(f"threads = {threads!r}: must be a whole number of at least 1")
-    return threads
 
 
 def _meet_target(encoding: Encoding) -> tuple[Assembly, float]:

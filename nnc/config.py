@@ -33,9 +33,8 @@ EFFORTS = {"fast": Effort(1, 0.14, 1), "default": Effort(8, 0.38, 1), "high": Ef
 @dataclass(frozen=True)
 class Rule:
     """For tensors whose name matches `match` (a glob): `exact` keeps the values without loss, `skip` leaves the tensor
-    uncompressed in an entry of its own,
-    `finer` and `coarser` divide and multiply the step by `factor` (default 2).  A rule must match some tensor unless it is
-    `optional`."""
+    uncompressed in an entry of its own, `finer` and `coarser` divide and multiply the step by `factor` (default 2).  A rule must
+    match some tensor unless it is `optional`."""
 
     match: str
     action: str
@@ -147,9 +146,12 @@ class Config:
         return next((rule for rule in reversed(self.rules) if rule.matches(name)), None)
 
 
-def make_config(path: str | os.PathLike | None = None, rules: tuple[Rule | str, ...] = (), **options) -> Config:
-    """A Config from a TOML file and keyword arguments, which win; `rules` are added after those of the file."""
-    asked = read_config(path) if path is not None else {}
+def make_config(config: str | os.PathLike | Config | None = None, rules: tuple[Rule | str, ...] = (), **options) -> Config:
+    """A Config from another one or a TOML file, and keyword arguments, which win; `rules` are added after its own."""
+    if isinstance(config, Config):
+        asked = {field.name: getattr(config, field.name) for field in fields(Config)}
+    else:
+        asked = read_config(config) if config is not None else {}
     given = {name: value for name, value in options.items() if value is not None}
     unknown = sorted(given.keys() - _FIELDS)
     if unknown:

@@ -118,6 +118,8 @@ def _start_coded(
     row_steps = rebuild_row_steps(rows, step) if coding.follow else np.full(grid.rows, step, np.float32)
     rows, columns = kernel_codes(rows, coding.base), kernel_codes(columns)
 
+    common = (rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, row_steps, plane)
+
     def decode(group: list[int], tiles: list[tuple[int, int, int, int]]) -> bool:
         if len(group) == 4:
             state, left_over, digest = np.zeros(4, np.uint64), np.zeros(4, np.int64), np.zeros(4, np.uint64)
@@ -131,15 +133,7 @@ def _start_coded(
                 np.ascontiguousarray(corners[:, 1]),
                 bottom - top,
                 right - left,
-                rows,
-                columns,
-                CLASSES,
-                tables,
-                trellis.next_state,
-                coding.shift,
-                labelling,
-                row_steps,
-                plane,
+                *common,
                 state,
                 left_over,
                 digest,
@@ -153,15 +147,7 @@ def _start_coded(
                 bounds[g],
                 bounds[g + 1],
                 *tile,
-                rows,
-                columns,
-                CLASSES,
-                tables,
-                trellis.next_state,
-                coding.shift,
-                labelling,
-                row_steps,
-                plane,
+                *common,
             )
             good &= state == 0 and left_over == 0
         return good

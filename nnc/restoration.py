@@ -19,6 +19,7 @@ from .container import INDEX_NAME, Container, open_file, read_index, shard_paths
 from .decoder import decode_unit
 from .errors import Corruption, InvalidArgument
 from .unit import Record
+from .workers import check_threads
 
 AHEAD = 1 << 26  # bytes of tensors decoded ahead of the one that is handed out
 
@@ -94,9 +95,7 @@ def open_compressed(path: str | os.PathLike, pool: Executor | None = None) -> It
 
 @contextmanager
 def _opened(path: str | os.PathLike, threads: int | None) -> Iterator[Archive]:
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise InvalidArgument(f"threads = {threads!r}: must be a whole number of at least 1")
-    number = threads or min(os.cpu_count() or 1, 16)
+    number = check_threads(threads)
     with ThreadPoolExecutor(number) if number > 1 else nullcontext() as pool, open_compressed(path, pool) as archive:
         yield archive
 
@@ -135,8 +134,7 @@ def load_into(model: nn.Module, path: str | os.PathLike, *, strict: bool = True,
     """Load a compressed checkpoint into a module (its parameters keep their dtype and device) and return the module.
 
     strict: every tensor of either side must be on the other one, but for the batch counters of old checkpoints, which torch does
-    without
-    too.  InvalidArgument names the first that is not.
+    without too.  InvalidArgument names the first that is not.
     """
     state = load(path, threads=threads)
     own = model.state_dict()

@@ -61,4 +61,5 @@ DECODER = (
     "restoration",
     "inspection",
     "stages",
+    "workers",
 )

@@ -6,6 +6,7 @@ bounded by the largest tensor, not by the number of threads.  Results come back 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -17,6 +18,8 @@ from concurrent.futures import (
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from .errors import InvalidArgument
 
 FREE = 1 << 22  # elements that may always be in work
 
@@ -50,6 +53,15 @@ class Workers:
             for future in futures:
                 future.cancel()
             raise
+
+
+def check_threads(threads: int | None) -> int:
+    """Number of threads that was asked for; all cores, 16 at most, if none was."""
+    if threads is None:
+        return min(os.cpu_count() or 1, 16)
+    if not isinstance(threads, int) or threads < 1:
+        raise InvalidArgument(f"threads = {threads!r}: must be a whole number of at least 1")
+    return threads
 
 
 @contextmanager

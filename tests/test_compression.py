@@ -373,3 +373,11 @@ def test_sources_that_deflate_to_nothing_still_fit_the_bounds_of_readers(tmp_pat
 def test_bool_with_every_filter(tmp_path):
     state = {"a": torch.rand(3000) < 0.5, "b": torch.arange(3000) % 2 == 0, "c": torch.arange(3000) < 1500}
     check_round_trip(state, tmp_path / "x.safetensors", set(state), step=0.1)
+
+
+def test_a_config_object_and_options_that_win(tmp_path):
+    config = nnc.Config(bits=2.0, effort="fast", rules=(nnc.Rule("a", "exact"),))
+    state = {"a": torch.randn(40, 40), "b": torch.randn(80, 80)}
+    nnc.compress(state, tmp_path / "x.safetensors", config=config, snr=30.0, rules=["b=finer:4"])
+    infos = {info.name: info for info in nnc.inspect(tmp_path / "x.safetensors").tensors}
+    assert infos["a"].kind == "exact" and infos["b"].states == 1 and abs(infos["b"].snr - 30) <= 0.5
