@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import frexp, ldexp
 
 import numpy as np
 
@@ -35,7 +34,9 @@ from .rdo import (
     fit_scales,
     gather,
     level_bits,
+    measure_powers,
 )
+from .sensitivity import Sensitivity
 
 SAMPLE = 1 << 15  # weights sampled per tensor ...
 SAMPLES = 1 << 22  # ... and over all tensors
@@ -49,17 +50,12 @@ def relative_step(rms: float, weights: int) -> float:
     return rms**0.5 * weights**0.25
 
 
-def short_step(step: float) -> float:
-    """The nearest number with a mantissa of 8 bits: a step that is not asked for exactly takes two bytes less."""
-    fraction, exponent = frexp(step)
-    return ldexp(round(fraction * 256) / 256, exponent)
-
-
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Weights of one tensor to try steps on.  x: float32 in scan order, over `scale`, the step of their row when the step of the
     tensor is one; index: int64 scale index of each when a level is one rms wide; weights: of the whole
-    tensor; side: estimated bits of its scale codes; relative: its step up to the common factor."""
+    tensor; side: estimated bits of its scale codes; relative: its step up to the common factor; calibrated: whether x is in units in
+    which half its squared error is the predicted loss."""
 
     x: np.ndarray
     scale: np.ndarray
@@ -68,6 +64,7 @@ class Sample:
     weights: int
     side: float
     relative: float
+    calibrated: bool = False
 
     def step(self, factor: float, states: int) -> float:
         """The step for a common factor: by the rule, but never so coarse that the tensor vanishes."""
@@ -77,22 +74,39 @@ class Sample:
 def take_sample(plane: np.ndarray, powers: Powers, factor: float, most: int, follow: bool) -> Sample:
     """Sample at most about `most` weights in blocks spread over the plane; `factor` multiplies the step by rule."""
     scales = fit_scales(powers, powers.rms, follow)
-    if plane.size <= most:
-        tiles = choose_grid(*plane.shape).tiles()
-    else:
-        height, width = min(plane.shape[0], 128), min(plane.shape[1], 32)
-        blocks = max(1, most // (height * width))
-        spread = [
-            (round(a * (plane.shape[0] - height)), round(b * (plane.shape[1] - width))) for a, b in _low_discrepancy(blocks)
-        ]
-        tiles = [(i, i + height, j, j + width) for i, j in spread]
-    parts = [gather(plane, tile, scales, 1.0) for tile in tiles]
+    parts = [gather(plane, tile, scales, 1.0) for tile in _sample_tiles(plane.shape, most)]
     side = 3.0 * (np.count_nonzero(scales.rows) + np.count_nonzero(scales.columns))
     x = np.concatenate([part.x for part in parts])
     index = np.concatenate([part.codes for part in parts]).astype(np.int64) + 4 * scales.shift
     steps = scales.row_steps(1.0)
     scale = np.concatenate([steps[part.position // plane.shape[1]] for part in parts])
     return Sample(x, scale, index, powers.rms, plane.size, side, factor * relative_step(powers.rms, plane.size))
+
+
+def sample_relative(plane: np.ndarray, sensitivity: Sensitivity, most: int) -> Sample:
+    """The same of a plane (already transposed) whose steps come from its sensitivity."""
+    relative = sensitivity.relative_plane(plane)
+    powers = measure_powers(relative)
+    scales = fit_scales(powers, powers.rms)
+    parts = [gather(relative, tile, scales, 1.0) for tile in _sample_tiles(plane.shape, most)]
+    position = np.concatenate([part.position for part in parts])
+    rows, columns = np.divmod(position, plane.shape[1])
+    scale = (sensitivity.rows[rows] * sensitivity.columns[columns]).astype(np.float32)
+    x = np.concatenate([part.x for part in parts])
+    index = np.concatenate([part.codes for part in parts]).astype(np.int64) + 4 * scales.shift
+    side = 3.0 * (np.count_nonzero(scales.rows) + np.count_nonzero(scales.columns) + sum(plane.shape))
+    return Sample(x, scale, index, powers.rms, plane.size, side, 1.0, True)
+
+
+def _sample_tiles(shape: tuple[int, int], most: int) -> list[tuple[int, int, int, int]]:
+    """Blocks spread over a plane, at most about `most` weights of it."""
+    rows, columns = shape
+    if rows * columns <= most:
+        return choose_grid(rows, columns).tiles()
+    height, width = min(rows, 128), min(columns, 32)
+    spread = _low_discrepancy(max(1, most // (height * width)))
+    corners = [(round(a * (rows - height)), round(b * (columns - width))) for a, b in spread]
+    return [(i, i + height, j, j + width) for i, j in corners]
 
 
 def _low_discrepancy(count: int) -> list[tuple[float, float]]:
@@ -102,12 +116,13 @@ def _low_discrepancy(count: int) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a sample costs at one step.  bits: of the whole tensor; error: its squared error; counts: int64 (TABLES, WIDTH) of the
-    sample.
+    """What a sample costs at one step.  bits: of the whole tensor; error: its squared error; loss: predicted, zero without
+    calibration; counts: int64 (TABLES, WIDTH) of the sample.
     """
 
     bits: float
     error: float
+    loss: float
     counts: np.ndarray
 
 
@@ -126,8 +141,10 @@ def try_step(sample: Sample, step: float, search: Search, bank: ModelBank = Mode
     values = np.empty(len(levels), np.float32)
     replay_levels(levels, trellis.next_state, search.labelling, values)
     every = sample.weights / max(1, len(levels))
-    error = float(np.square((values * np.float32(step) - sample.x) * sample.scale, dtype=np.float64).sum())
-    return Trial((bits + shift * len(levels)) * every + sample.side, error * every, counts)
+    wrong = values * np.float32(step) - sample.x
+    error = float(np.square(wrong * sample.scale, dtype=np.float64).sum())
+    loss = 0.5 * float(np.square(wrong, dtype=np.float64).sum()) if sample.calibrated else 0.0
+    return Trial((bits + shift * len(levels)) * every + sample.side, error * every, loss * every, counts)
 
 
 def choose_labelling(sample: Sample, step: float, search: Search) -> int:

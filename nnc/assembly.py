@@ -68,6 +68,11 @@ class Assembly:
         error, energy = sum(e.error for e in chosen), sum(e.energy for e in chosen)
         return 10 * log10(energy / error) if error > 0 else float("inf")
 
+    @property
+    def loss(self) -> float:
+        """Predicted from calibration, of all tensors that it saw."""
+        return sum(e.loss or 0.0 for e in self.encoded)
+
 
 def assemble_files(
     encoded: Sequence[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str, limit: int | None

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .assembly import Assembly
+from .calibration.statistics import Statistics
 from .checkpoint import Checkpoint, atomic_output, check_destination, open_checkpoint
 from .coder import checksum
 from .config import Config, make_config
@@ -31,7 +32,7 @@ SHARD_BYTES = 5_000_000_000  # of a file in a folder
 @dataclass(frozen=True)
 class Summary:
     """What was written.  parameters: elements of the untied float tensors; snr: of the coded tensors with more than one long
-    axis, in dB; kept: names of tensors stored without loss because they hold NaN or Inf; left_out: entries of the source that are
+    axis, in dB; loss: predicted from calibration, None without; kept: names of tensors stored without loss because they hold NaN or Inf; left_out: entries of the source that are
     not carried along."""
 
     files: tuple[Path, ...]
@@ -41,6 +42,7 @@ class Summary:
     tensors: int
     snr: float
     factor: float
+    loss: float | None
     kept: tuple[str, ...]
     left_out: tuple[str, ...]
 
@@ -55,6 +57,7 @@ def compress(
     destination: str | os.PathLike,
     *,
     config: str | os.PathLike | Config | None = None,
+    statistics: str | os.PathLike | Statistics | None = None,
     rules: tuple = (),
     weights_key: str | None = None,
     threads: int | None = None,
@@ -72,6 +75,7 @@ def compress(
     """
     asked = make_config(config, tuple(rules), **options)
     threads = check_threads(threads)
+    statistics = Statistics.load(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     destination = Path(destination)
     folder = destination.suffix != ".safetensors"
     if folder and destination.suffix in (".pt", ".pth", ".bin", ".th", ".nnc"):
@@ -81,7 +85,7 @@ def compress(
     if asked.shard_bytes is not None and not folder:
         raise InvalidArgument(f"shard_bytes splits a folder, {destination} is one file: leave it out or name a folder")
     with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
-        plans = plan_tensors(checkpoint, asked, workers, progress)
+        plans = plan_tensors(checkpoint, asked, workers, progress, statistics)
         limit = (asked.shard_bytes or SHARD_BYTES) if folder else None
         assembly, factor = _meet_target(Encoding(checkpoint, plans, asked, workers, progress, limit))
         with atomic_output(destination, folder=folder, overwrite=overwrite) as temporary:
@@ -98,6 +102,7 @@ def compress(
             len(plans),
             assembly.snr({plan.name for plan in plans if plan.treatment == "coded"}),
             factor,
+            assembly.loss if statistics else None,
             tuple(plan.name for plan in plans if plan.nonfinite),
             left_out,
         )

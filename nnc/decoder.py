@@ -1,4 +1,4 @@
-"""From units to tensors.  Never imports the encoder; everything up to the levels is integers, then one float32 product per
+"""From units to tensors.  Never imports the encoder; everything up to the levels is integers, then two float32 products per
 weight.
 """
 
@@ -19,9 +19,14 @@ from .entropy.scales import decode_codes, kernel_codes
 from .errors import Corruption
 from .kernels.streams import decode_four, decode_tile
 from .partition.grid import Grid
-from .quantize.logarithm import rebuild_powers, rebuild_row_steps
+from .quantize.logarithm import rebuild_powers
+from .quantize.steps import StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
-from .unit import Record
+from .unit import Record, Steps
+
+BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
+LARGEST = float(np.finfo(np.float32).max)
+MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
 
 
 def decode_unit(
@@ -102,23 +107,26 @@ def _start_coded(
     coding = record.coding
     grid = coding.grid(record.shape)
     plane = np.empty((grid.rows, grid.columns), np.float32)
-    first, second = coding.rows.length, coding.rows.length + coding.columns.length
-    rows = decode_codes(coding.rows.mode, coding.rows.spread, bytes(data[:first]), grid.rows)
-    columns = decode_codes(coding.columns.mode, coding.columns.spread, bytes(data[first:second]), grid.columns)
-    streams = []
+    place, arrays, streams = 0, [], []
+    for codes, number in zip(
+        (coding.rows, coding.columns, coding.row_steps.codes, coding.column_steps.codes), 2 * (grid.rows, grid.columns)
+    ):
+        arrays.append(decode_codes(codes.mode, codes.spread, bytes(data[place : place + codes.length]), number))
+        place += codes.length
     for length in coding.streams:
-        streams.append(unpack_words(data[second : second + length]))
-        second += length
+        streams.append(unpack_words(data[place : place + length]))
+        place += length
     bounds = np.cumsum([0] + [len(words) for words in streams])
     words = np.concatenate(streams)
     digests = np.zeros(grid.count, np.uint64)
     tables, trellis = bank.table_set(coding.model).arrays, make_trellis(coding.states)
     logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
     labelling, step = (0, 1.0) if logarithmic else (coding.labelling, coding.step)
-    row_steps = rebuild_row_steps(rows, step) if coding.follow else np.full(grid.rows, step, np.float32)
-    rows, columns = kernel_codes(rows, coding.base), kernel_codes(columns)
+    rows, row_steps = _scales_and_steps(arrays[0], arrays[2], coding.row_steps, coding.base, step, coding.follow)
+    columns, column_steps = _scales_and_steps(arrays[1], arrays[3], coding.column_steps, 0, 1.0, False)
+    overflows = float(row_steps.max()) * max(1.0, float(column_steps.max())) * MAX_GRID > LARGEST
 
-    common = (rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, row_steps, plane)
+    common = (rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, row_steps, column_steps, plane)
 
     def decode(group: list[int], tiles: list[tuple[int, int, int, int]]) -> bool:
         if len(group) == 4:
@@ -163,13 +171,33 @@ def _start_coded(
     def wait() -> tuple[torch.Tensor, list[int]]:
         if not all([result() for result in results]):
             raise Corruption(f"tensor {record.name!r}: a stream does not end where it should: the file is damaged")
-        values = torch.from_numpy(rebuild_powers(plane, coding.step) if logarithmic else plane).reshape(record.shape)
+        if overflows and not np.isfinite([plane.min(), plane.max()]).all():
+            raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
+        restored = rebuild_powers(plane, coding.step) if logarithmic else plane
+        restored = np.ascontiguousarray(restored.T) if coding.transposed else restored
+        values = torch.from_numpy(restored).reshape(record.shape)
         if record.dtype != torch.float32:  # a value next to the largest number must not become infinite
             largest = torch.finfo(record.dtype).max
             values = values.clamp_(-largest, largest).to(record.dtype)
         return values, [int(d) for d in digests]
 
     return wait
+
+
+def _scales_and_steps(
+    scales: np.ndarray, codes: np.ndarray, steps: Steps, base: int, step: float, follow: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel codes (int16) and steps (float32) of an axis from its scale codes and step codes; Corruption if a step is beyond
+    float32.
+    """
+    number = len(scales)
+    indices, values = np.empty(number, np.int16), np.empty(number, np.float32)
+    for at in range(0, number, BLOCK):
+        block = slice(at, at + BLOCK)
+        of_block = StepCodes(codes[block], steps.unit)
+        values[block] = rebuild_steps(of_block, step, scales[block] if follow else None)
+        indices[block] = kernel_codes(scales[block], base - of_block.index)
+    return indices, values
 
 
 def _lockstep_groups(grid: Grid) -> list[list[int]]:

@@ -13,16 +13,19 @@ import torch
 from .coder import checksum, pack_words
 from .directory import MAX_EXPANSION
 from .entropy.explicit import ModelBank
-from .entropy.scales import encode_codes
+from .entropy.scales import OFF, encode_codes
+from .feedback import find_levels_with_feedback
 from .kernels.planes import error_and_energy
 from .kernels.streams import encode_tile, rebuild_levels
 from .partition.grid import choose_grid
 from .partition.planes import choose_split, plane_shape
-from .quantize.logarithm import logarithms, rebuild_powers
+from .quantize.logarithm import RESOLUTION, logarithms, rebuild_powers
+from .quantize.steps import UNITS, StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
 from .rdo import (
     START_SHAPE,
     Powers,
+    Scales,
     Search,
     choose_model,
     count,
@@ -33,11 +36,13 @@ from .rdo import (
     measure_powers,
     move,
 )
-from .unit import Codes, Coding, Record
+from .sensitivity import Sensitivity, choose_steps, short_step
+from .unit import Codes, Coding, Record, Steps
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
 MAX_EMPTY = 1 << 22  # bytes of a tensor that may shrink to nothing; readers bound the tensors of a file by its size
 MAX_CONSTANT = 1 << 14  # bytes; larger ones deflate to next to nothing anyway
+FINEST_VECTOR, COARSEST_VECTOR = 1 / 512, 1 / 2  # steps of vectors, of their rms
 FINEST = 1 << 20  # largest weight in steps: levels of the format end at 2^22, and float32 has 24 bits
 LOGARITHMIC = LABELLINGS.id("logarithmic")
 
@@ -47,7 +52,8 @@ class EncodedTensor:
     """record: for the directory; data: its bytes in the unit; digests: of its streams; content: CRC-32 of the bytes of the tensor
     it decodes to.
 
-    error, energy: sums of squared errors and of squared weights; side: bytes of `data` that are scale codes."""
+    error, energy: sums of squared errors and of squared weights; side: bytes of `data` that are codes of scales and steps;
+    loss: as predicted from calibration, None without."""
 
     record: Record
     data: bytes
@@ -56,6 +62,7 @@ class EncodedTensor:
     error: float = 0.0
     energy: float = 0.0
     side: int = 0
+    loss: float | None = None
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -104,71 +111,144 @@ def encode_coded(
     bank: ModelBank,
     pool: Executor | None = None,
     follow: bool = False,
+    sensitivity: Sensitivity | None = None,
 ) -> EncodedTensor:
     """Quantize and code a tensor with the given step.
 
-    powers: those of its plane; pool: threads for its CTUs; follow: the steps of the rows follow their scales.
+    powers: those of its plane; pool: threads for its CTUs; follow: the steps of the rows follow their scales; sensitivity: to tell the
+    loss by, without effect on the levels.
 
     Where the step is finer than float32 can tell, or where so few bytes would remain that readers refuse them, the tensor is kept
     without loss.
     """
     split, plane = make_plane(tensor)
     step = float(np.float32(step))
-    encoded = _encode_plane(name, tensor, split, plane, powers, step, step, search, bank, pool, follow)
+    return _or_exact(name, tensor, _encode_plane(name, tensor, Job(plane, split, step, step, follow, None, sensitivity), powers, search, bank, pool))
+
+
+def encode_calibrated(
+    name: str,
+    tensor: torch.Tensor,
+    sensitivity: Sensitivity,
+    factor: float,
+    search: Search,
+    bank: ModelBank,
+    pool: Executor | None = None,
+) -> EncodedTensor:
+    """The same with the steps that its sensitivity asks for at the common factor, and with feedback of errors."""
+    split, plane = make_plane(tensor)
+    plane = np.ascontiguousarray(plane.T) if sensitivity.transposed else plane
+    steps = choose_steps(sensitivity, plane, factor, search.states)
+    step = float(np.float32(steps.step))
+    job = Job(plane, split, step, step, False, (steps.rows, steps.columns), sensitivity)
+    powers = measure_powers(job.relative_plane(plane))
+    return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
+
+
+def _or_exact(name: str, tensor: torch.Tensor, encoded: EncodedTensor | None) -> EncodedTensor:
     enough = encoded and encoded.record.nbytes <= MAX_EMPTY + MAX_EXPANSION * len(encoded.data)
     return encoded if enough else encode_exact(name, tensor)
 
 
-def encode_logarithmic(name: str, tensor: torch.Tensor, bank: ModelBank) -> EncodedTensor | None:
-    """Code a tensor of positive values on the logarithmic grid, None if it has others."""
+def encode_logarithmic(
+    name: str, tensor: torch.Tensor, bank: ModelBank, coarse: int = 0, sensitivity: Sensitivity | None = None
+) -> EncodedTensor | None:
+    """Code a tensor of positive values on the logarithmic grid, 2^coarse of its points apart; None if it has others."""
     split, plane = make_plane(tensor)
     levels = logarithms(plane)
     if levels is None:
         return None
-    return _encode_plane(
-        name, tensor, split, levels[0], measure_powers(levels[0]), 1.0, levels[1], Search(1, LOGARITHMIC, 0.0, 1), bank, None
-    )
+    steps = StepCodes(np.full(len(plane), 2 * coarse, np.int16), UNITS.value(0)), StepCodes.even(plane.shape[1])
+    job = Job(levels[0], split, 1.0, levels[1], False, steps if coarse else None, sensitivity)
+    powers = measure_powers(job.relative_plane(levels[0]))
+    return _encode_plane(name, tensor, job, powers, Search(1, LOGARITHMIC, 0.0, 1), bank, None)
+
+
+def encode_vector(
+    name: str, tensor: torch.Tensor, powers: Powers, sensitivity: Sensitivity, factor: float, search: Search
+) -> EncodedTensor:
+    """Code a tensor with one long axis at the steps that its sensitivity asks for, positive values on the logarithmic grid.  Its gradients are
+    few and noisy, so its steps are half as large.
+    """
+    plane = make_plane(tensor)[1]
+    power = np.outer(sensitivity.rows**-2.0, sensitivity.columns**-2.0)  # squared errors cost that much
+    octaves = 0.5 * factor / (np.log(2) * np.sqrt((power * np.square(plane, dtype=np.float64)).mean()))
+    coarse = int(np.clip(np.floor(np.log2(RESOLUTION * octaves)), 0, 5))
+    if result := encode_logarithmic(name, tensor, ModelBank(), coarse, sensitivity):
+        return result
+    wanted = 0.5 * factor / np.sqrt(power.mean())
+    step = short_step(min(max(wanted, FINEST_VECTOR * powers.rms), COARSEST_VECTOR * powers.rms))
+    return encode_coded(name, tensor, powers, step, search, ModelBank(), sensitivity=sensitivity)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A plane and how it is to be coded: levels `grid_step` apart, times what `steps` of rows and columns say; `step` is what the
+    record says.  sensitivity: of a plane whose errors are fed back, or whose loss is to be told."""
+
+    plane: np.ndarray
+    split: int
+    grid_step: float
+    step: float
+    follow: bool = False
+    steps: tuple[StepCodes, StepCodes] | None = None
+    sensitivity: Sensitivity | None = None
+
+    @property
+    def transposed(self) -> bool:
+        return bool(self.steps and self.sensitivity and self.sensitivity.transposed)
+
+    @property
+    def upper(self) -> np.ndarray | None:
+        return self.sensitivity.upper if self.steps and self.sensitivity else None
+
+    def relative_plane(self, plane: np.ndarray) -> np.ndarray:
+        """Weights over the factors of their rows and columns: what scales are fitted to."""
+        if self.steps is None:
+            return plane
+        rows, columns = (rebuild_steps(codes, 1.0) for codes in self.steps)
+        return plane * (1 / rows)[:, None] * (1 / columns)
 
 
 def _encode_plane(
     name: str,
     tensor: torch.Tensor,
-    split: int,
-    plane: np.ndarray,
+    job: Job,
     powers: Powers,
-    grid_step: float,
-    step: float,
     search: Search,
     bank: ModelBank,
     pool: Executor | None,
-    follow: bool = False,
 ) -> EncodedTensor | None:
-    """Code `plane` with levels `grid_step` apart; `step` is what the record says.  None if the step is too fine for its largest
-    weight.
-    """
+    """Code a plane; powers: of its relative plane.  None if the step is too fine for its largest weight."""
     trellis = make_trellis(search.states)
-    scales = fit_scales(powers, trellis.spacing * grid_step, follow)
-    row_steps = scales.row_steps(grid_step)
+    plane, grid_step = job.plane, job.grid_step
+    scales = fit_scales(powers, trellis.spacing * grid_step, job.follow, job.steps)
+    row_steps, column_steps = scales.row_steps(grid_step), scales.column_steps()
+    smallest, largest = column_steps.min(), column_steps.max()
     if (
-        not (SMALLEST_STEP < row_steps).all()
-        or not (row_steps < LARGEST_STEP).all()
-        or not (powers.peaks / FINEST < row_steps).all()
+        not (SMALLEST_STEP < row_steps * smallest).all()
+        or not (row_steps * largest < LARGEST_STEP).all()
+        or not (powers.peaks / FINEST < scales.grid_steps(grid_step)).all()
     ):
         return None
     grid = choose_grid(*plane.shape)
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
     model, offset = first_model(bank), 0
-    for _ in range(search.passes):
+    passes = search.passes + (job.upper is not None)  # the weights that feedback leaves are wider than those given
+    for number in range(passes):
         bits = np.roll(level_bits(bank, model), -2 * offset, axis=0)
+        if job.upper is None:
+            levels = list(run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles))
+        else:
+            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, job.upper, run)
+            scales = _refit(job, scales, replaced, trellis.spacing * grid_step, number == passes - 1)
 
-        def quantize(tile: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-            weights = gather(plane, tile, scales, grid_step)
-            levels = find_levels(weights, bits, scales.shift, search)
-            return levels, count(levels, weights.codes, search.states, scales.shift)
+        def count_tile(found: np.ndarray, tile: tuple[int, int, int, int]) -> np.ndarray:
+            return count(found, gather(plane, tile, scales, grid_step).codes, search.states, scales.shift)
 
-        levels, counts = zip(*run(quantize, tiles))
-        model, offset, _ = choose_model(sum(counts), bank, scales.offsets())
+        if job.upper is None or number == passes - 1:
+            model, offset, _ = choose_model(sum(run(count_tile, levels, tiles)), bank, scales.offsets())
     scales = move(scales, offset)
     tables = bank.table_set(model).arrays
     values = np.zeros(plane.shape, np.float32)
@@ -178,39 +258,55 @@ def _encode_plane(
         weights = gather(plane, tile, scales, grid_step)
         words = np.empty(3 * len(found) + 4, np.uint32)
         number, digest = encode_tile(found, weights.codes, tables, trellis.next_state, scales.shift, words)
-        rebuild_levels(found, weights.position, trellis.next_state, labelling, row_steps, values)
+        rebuild_levels(found, weights.position, trellis.next_state, labelling, row_steps, column_steps, values)
         return pack_words(words[:number]), int(digest)
 
     streams, digests = zip(*run(encode, levels, tiles))
-    (row_mode, row_spread, rows), (column_mode, column_spread, columns) = encode_codes(scales.rows), encode_codes(scales.columns)
+    arrays = [encode_codes(codes) for codes in (scales.rows, scales.columns, scales.of_rows.codes, scales.of_columns.codes)]
+    codes = [Codes(mode, spread, len(data)) for mode, spread, data in arrays]
+    side = b"".join(data for _, _, data in arrays)
     if search.labelling == LOGARITHMIC:
-        values = rebuild_powers(values, step)
+        values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
     error, energy = error_and_energy(plane, values)
     noise = int(np.clip(round(20 * np.log10(energy / max(error, 1e-300))), 0, 255)) if energy > 0 else 0
     coding = Coding(
-        split,
-        follow,
+        job.split,
+        job.transposed,
+        job.follow,
         grid.height,
         grid.width,
         search.states,
         search.labelling,
         scales.shift,
-        step,
+        job.step,
         model,
         scales.base,
         noise,
-        Codes(row_mode, row_spread, len(rows)),
-        Codes(column_mode, column_spread, len(columns)),
+        *codes[:2],
+        Steps(codes[2], scales.of_rows.unit),
+        Steps(codes[3], scales.of_columns.unit),
         tuple(map(len, streams)),
     )
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     if not np.isfinite(values).all():
         return None
+    error_plane = (values - plane).T if job.sensitivity and job.sensitivity.transposed and not job.transposed else values - plane
+    loss = job.sensitivity.loss(error_plane) if job.sensitivity else None
+    values = np.ascontiguousarray(values.T) if job.transposed else values
     largest = torch.finfo(tensor.dtype).max
     final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)
     content = checksum(tensor_bytes(final))
-    return EncodedTensor(record, b"".join((rows, columns, *streams)), digests, content, error, energy, len(rows) + len(columns))
+    return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, len(side), loss)
+
+
+def _refit(job: Job, scales: Scales, replaced: np.ndarray, spacing: float, final: bool) -> Scales:
+    """Scales for the weights that feedback put in place of the given ones.  final: the levels stay, so what is dead stays dead."""
+    relative = job.relative_plane(replaced)
+    if final:
+        relative[scales.rows == OFF] = 0
+        relative[:, scales.columns == OFF] = 0
+    return fit_scales(measure_powers(relative), spacing, job.follow, job.steps, scales.shift if final else None)
 
 
 def first_model(bank: ModelBank) -> int:

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from .allocate import choose_labelling, fit_bank, short_step, try_step, vector_step
+from .allocate import choose_labelling, fit_bank, try_step, vector_step
 from .assembly import Assembly, assemble_files
 from .checkpoint import Checkpoint
 from .config import Config
 from .encoder import (
     EncodedTensor,
+    encode_calibrated,
     encode_coded,
     encode_exact,
     encode_logarithmic,
     encode_plain,
+    encode_vector,
 )
 from .entropy.explicit import ModelBank
 from .entropy.parametric import SHAPES
 from .plan import Plan
 from .quantize.trellis import LABELLINGS
 from .rdo import Search
+from .sensitivity import short_step
 from .unit import Record
 from .workers import Workers
 
@@ -54,14 +57,16 @@ class Encoding:
         choices = {plan.name: self._choose(plan, factor) for plan in self.coded}
         bank = self._fit_bank(choices)
         weights = sum(plan.weights for plan in self.coded) or 1
-        typical = sum(plan.weights * choices[plan.name][0] / plan.rms for plan in self.coded) / weights or 1.0
+        typical = sum(plan.weights * choices[plan.name][0] / plan.sample.rms for plan in self.coded) / weights or 1.0
 
         def work(plan: Plan) -> EncodedTensor:
             if plan.treatment == "coded":
                 step, search = choices[plan.name]
                 tensor = self.checkpoint.read(plan.name)
+                if plan.sensitivity:
+                    return encode_calibrated(plan.name, tensor, plan.sensitivity, step, search, bank, self.workers.tiles)
                 return encode_coded(plan.name, tensor, plan.powers, step, search, bank, self.workers.tiles, self.asked.follow)
-            return self._encode_other(plan, typical)
+            return self._encode_other(plan, typical, factor)
 
         total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []
         results = self.workers.map(work, self.plans, [plan.spec.numel for plan in self.plans])
@@ -93,8 +98,8 @@ class Encoding:
         trials = self.workers.map(lambda plan: try_step(plan.sample, *choices[plan.name]), plans, [0] * len(plans))
         return fit_bank([(trial, plan.sample) for trial, plan in zip(trials, plans)])
 
-    def _encode_other(self, plan: Plan, typical: float) -> EncodedTensor:
-        """A tensor that is not quantized, or only finely; `typical`: step / rms of those that are."""
+    def _encode_other(self, plan: Plan, typical: float, factor: float) -> EncodedTensor:
+        """A tensor that is not quantized, or only finely; `typical`: step / rms of those that are, `factor`: of their steps."""
         if plan.treatment == "alias":
             return EncodedTensor(Record(plan.name, plan.spec.dtype, plan.spec.shape, "alias", tied=plan.tied), b"", (), 0)
         if plan.name in self.fixed:
@@ -104,6 +109,8 @@ class Encoding:
             return encode_exact(plan.name, tensor)
         if plan.treatment == "plain":
             return encode_plain(plan.name, tensor)
+        if plan.sensitivity:
+            return encode_vector(plan.name, tensor, plan.powers, plan.sensitivity, factor, self.search)
         if plan.factor == 1 and (result := encode_logarithmic(plan.name, tensor, ModelBank())):
             return result
         step = short_step(plan.factor * vector_step(plan.rms, typical))

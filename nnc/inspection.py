@@ -71,7 +71,7 @@ def inspect(path: str | os.PathLike) -> FileInfo:
             sum(record.nbytes for record in own),
             sum(record.elements for record in own if record.dtype.is_floating_point),
             sum(sum(coding.streams) for coding in coded),
-            sum(coding.rows.length + coding.columns.length for coding in coded),
+            sum(coding.side for coding in coded),
             sum(record.stored for record in records if record.kind in ("exact", "plain")),
             archive.origin.kind,
             tuple(_describe(record, total) for record in records),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from math import isfinite, prod
+from math import exp, isfinite, log, prod
 
 import torch
 
-from .allocate import SAMPLE, SAMPLES, Sample, take_sample
+from .allocate import SAMPLE, SAMPLES, Sample, relative_step, sample_relative, take_sample
+from .calibration.statistics import Statistics
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
 from .container import entry_dtype
@@ -17,6 +18,7 @@ from .encoder import make_plane, tensor_bytes
 from .errors import InvalidArgument, Unsupported
 from .partition.planes import MAX_AXES, choose_split
 from .rdo import Powers, measure_powers
+from .sensitivity import Sensitivity, measure_sensitivity
 from .unit import CODED_DTYPES, DTYPES, MAX_ELEMENTS, MAX_NAME
 from .workers import Workers
 
@@ -27,8 +29,8 @@ SMALL = 128  # tensors of at most this many weights are treated like vectors: th
 class Plan:
     """treatment: coded (quantized), vector (quantized finely: at most one long axis, or tiny), exact, plain (an entry of its own)
     or alias (of `target`; `tied` if it shares its
-    memory, else it merely has the same bytes); factor: of the step by rule; rms, powers, sample: of coded tensors; nonfinite: holds NaN
-    or Inf."""
+    memory, else it merely has the same bytes); factor: of the step by rule; rms, powers, sample: of coded tensors; sensitivity: where
+    calibration saw the tensor; nonfinite: holds NaN or Inf."""
 
     spec: TensorSpec
     treatment: str
@@ -38,6 +40,7 @@ class Plan:
     rms: float = 0.0
     powers: Powers | None = None
     sample: Sample | None = None
+    sensitivity: Sensitivity | None = None
     nonfinite: bool = False
 
     @property
@@ -55,9 +58,13 @@ class Plan:
 
 
 def plan_tensors(
-    checkpoint: Checkpoint, asked: Config, workers: Workers, progress: Callable[[int, int, str], None] | None = None
+    checkpoint: Checkpoint,
+    asked: Config,
+    workers: Workers,
+    progress: Callable[[int, int, str], None] | None = None,
+    statistics: Statistics | None = None,
 ) -> list[Plan]:
-    """Read every tensor once and plan it, in the order of the checkpoint."""
+    """Read every tensor once and plan it, in the order of the checkpoint; statistics: of the same network, from calibration."""
     for rule in asked.rules:
         if not rule.optional and not any(rule.matches(spec.name) for spec in checkpoint.specs):
             raise InvalidArgument(f"rule {rule.match!r} matches no tensor: names look like {checkpoint.specs[0].name!r}")
@@ -69,7 +76,7 @@ def plan_tensors(
     seen: dict[tuple, str] = {}
     plans = []
     surveys = workers.map(
-        lambda spec: _survey(checkpoint, spec, asked, most), checkpoint.specs, [spec.numel for spec in checkpoint.specs]
+        lambda spec: _survey(checkpoint, spec, asked, most, statistics), checkpoint.specs, [spec.numel for spec in checkpoint.specs]
     )
     for spec, (key, plan) in zip(checkpoint.specs, surveys):
         key = key and (*key, plan.treatment, plan.factor)  # equal tensors that are asked for at different quality stay apart
@@ -79,7 +86,7 @@ def plan_tensors(
         done += 0 if spec.tied_to else spec.nbytes
         if progress:
             progress(done, total, f"survey {spec.name}")
-    return plans
+    return _join_scales(plans)
 
 
 def _check_storable(spec: TensorSpec) -> None:
@@ -91,7 +98,9 @@ def _check_storable(spec: TensorSpec) -> None:
         raise Unsupported(f"tensor {spec.name[:60]!r}: more than {MAX_AXES} axes or a name of more than {MAX_NAME} bytes")
 
 
-def _survey(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, most: int) -> tuple[tuple | None, Plan]:
+def _survey(
+    checkpoint: Checkpoint, spec: TensorSpec, asked: Config, most: int, statistics: Statistics | None
+) -> tuple[tuple | None, Plan]:
     """The fingerprint of a tensor (None if it must not become an alias) and its plan as if it were the only one."""
     if spec.tied_to:
         return None, Plan(spec, "alias", target=spec.tied_to, tied=True)
@@ -111,10 +120,46 @@ def _survey(checkpoint: Checkpoint, spec: TensorSpec, asked: Config, most: int) 
     if (powers.peaks == powers.peaks[0]).all() and (plane == plane[0, 0]).all():
         return key, Plan(spec, "exact")
     factor = rule.step_factor if rule else 1.0
-    if choose_split(spec.shape) == 0 or spec.numel <= SMALL:
-        return key, Plan(spec, "vector", factor, rms=powers.rms, powers=powers)
+    sensitivity = _sensitivity(spec, plane.shape, factor, statistics)
+    if choose_split(spec.shape) == 0 or (spec.numel <= SMALL and not sensitivity):
+        return key, Plan(spec, "vector", factor, rms=powers.rms, powers=powers, sensitivity=sensitivity)
+    if sensitivity:
+        sample = sample_relative(plane.T if sensitivity.transposed else plane, sensitivity, most)
+        return key, Plan(spec, "coded", factor, rms=powers.rms, powers=powers, sample=sample, sensitivity=sensitivity)
     sample = take_sample(plane, powers, factor, most, asked.follow)
     return key, Plan(spec, "coded", factor, rms=powers.rms, powers=powers, sample=sample)
+
+
+def _sensitivity(
+    spec: TensorSpec, shape: tuple[int, int], factor: float, statistics: Statistics | None
+) -> Sensitivity | None:
+    """What calibration says of a tensor, its steps times the factor of a rule; None where it says nothing."""
+    found = statistics.tensors.get(spec.name) if statistics else None
+    if found is None:
+        return None
+    if found.shape != shape:
+        raise InvalidArgument(
+            f"tensor {spec.name!r} has a plane of {shape}, the calibration is of one of {found.shape}: it is of another network"
+        )
+    sensitivity = measure_sensitivity(found)
+    return sensitivity and replace(sensitivity, rows=sensitivity.rows * factor)
+
+
+def _join_scales(plans: list[Plan]) -> list[Plan]:
+    """Bring the steps by rule of tensors that calibration did not see to the scale of those that it saw: the same on average."""
+    seen = [plan for plan in plans if plan.sample and plan.sensitivity]
+    weights = sum(plan.weights for plan in seen)
+    if not weights:
+        return plans
+    difference = [plan.sensitivity.mean_octave * log(2) - log(relative_step(plan.rms, plan.spec.numel)) for plan in seen]
+    anchor = exp(sum(plan.weights * d for plan, d in zip(seen, difference)) / weights)
+
+    def joined(plan: Plan) -> Plan:
+        if not plan.sample or plan.sensitivity:
+            return plan
+        return replace(plan, sample=replace(plan.sample, relative=plan.sample.relative * anchor))
+
+    return [joined(plan) for plan in plans]
 
 
 def _is_equal(checkpoint: Checkpoint, name: str, other: str) -> bool:

@@ -18,7 +18,7 @@ from .entropy.scales import MOST, OFF, encode_codes, kernel_codes
 from .kernels.planes import column_powers, gather_tile, row_peaks, row_powers
 from .kernels.streams import count_levels
 from .kernels.viterbi import search_scalar, search_trellis
-from .quantize.logarithm import rebuild_row_steps
+from .quantize.steps import StepCodes, rebuild_steps
 from .quantize.trellis import make_trellis
 
 LOW, WIDTH = -160, 320  # levels of the rate and count arrays; the outer columns stand for everything beyond
@@ -37,26 +37,36 @@ class Scales:
     columns: np.ndarray
     shift: int
     follow: bool
+    of_rows: StepCodes
+    of_columns: StepCodes
 
     @cached_property
     def kernel_rows(self) -> np.ndarray:
-        return kernel_codes(self.rows, self.base)
+        return kernel_codes(self.rows, self.base - self.of_rows.index)
 
     @cached_property
     def kernel_columns(self) -> np.ndarray:
-        return kernel_codes(self.columns)
+        return kernel_codes(self.columns, -self.of_columns.index)
 
     def offsets(self) -> list[int]:
         """What may be added to all scale indices without that one leaves 1..36."""
-        rows, columns = self.rows[self.rows != OFF], self.columns[self.columns != OFF]
+        rows, columns = self.kernel_rows[self.rows != OFF], self.kernel_columns[self.columns != OFF]
         if not rows.size or not columns.size:
             return [0]
-        low, high = (int(rows.min()) + int(columns.min()) + self.base, int(rows.max()) + int(columns.max()) + self.base)
+        low, high = int(rows.min()) + int(columns.min()), int(rows.max()) + int(columns.max())
         return [0] + [o for o in (-1, 1, -2, 2) if low + o >= 1 and high + o <= CLASSES and 0 <= self.base + o <= CLASSES]
 
     def row_steps(self, step: float) -> np.ndarray:
         """float32 (rows,)."""
-        return rebuild_row_steps(self.rows, step) if self.follow else np.full(len(self.rows), step, np.float32)
+        return rebuild_steps(self.of_rows, step, self.rows if self.follow else None)
+
+    def grid_steps(self, step: float) -> np.ndarray:
+        """float32 (rows,): what the peaks of a relative plane are measured against."""
+        return self.row_steps(step) if self.follow else np.full(len(self.rows), step, np.float32)
+
+    def column_steps(self) -> np.ndarray:
+        """float32 (columns,), factors of the steps of the rows."""
+        return rebuild_steps(self.of_columns, 1.0)
 
 
 @dataclass(frozen=True)
@@ -117,14 +127,22 @@ def measure_powers(plane: np.ndarray) -> Powers:
     return Powers(of_rows, of_columns, peaks, rms)
 
 
-def fit_scales(powers: Powers, spacing: float, follow: bool = False) -> Scales:
+def fit_scales(
+    powers: Powers,
+    spacing: float,
+    follow: bool = False,
+    steps: tuple[StepCodes, StepCodes] | None = None,
+    shift: int | None = None,
+) -> Scales:
     """Scale codes for a plane whose quantizers have neighbouring values `spacing` apart: rows, columns, both or none, whatever
     costs least.
 
     follow: the steps of the rows follow their scales, `step * 2^(code / 8)`, so that rows of large weights are quantized more
-    coarsely.
+    coarsely.  steps: of the rows and columns, if they have some of their own; the powers are then those of the plane over these.
+    shift: bypass bits, if they are given.
     """
     rows, columns = len(powers.rows), len(powers.columns)
+    of_rows, of_columns = steps or (StepCodes.even(rows), StepCodes.even(columns))
     power_of_rows, power_of_columns = powers.rows, powers.columns
     row_scale, column_scale = _inverse_root(power_of_rows), _inverse_root(power_of_columns)
     row_index = CENTRE - 4 * np.log2(np.where(power_of_rows > 0, row_scale, 1) * spacing)
@@ -133,14 +151,18 @@ def fit_scales(powers: Powers, spacing: float, follow: bool = False) -> Scales:
     middle = float(np.median(column_index[live_columns])) if live_columns.any() else 0.0
     row_index, column_index = row_index + middle, column_index - middle
     top = float(np.median(row_index[live_rows])) if live_rows.any() else CENTRE
-    shift = choose_shift(top)
+    shift = choose_shift(top) if shift is None else shift
     row_index = row_index - 4 * shift
     q = 1 if shift else 0
-    base, row_codes = _follow_codes(row_index, live_rows, columns) if follow else _choose_codes(row_index, live_rows, columns, q)
+    if follow:
+        base, row_codes = _follow_codes(row_index, live_rows, columns)
+    else:
+        base, row_codes = _choose_codes(row_index, live_rows, columns, q, moved=of_rows.index)
     if rows == 1:
-        return Scales(base, row_codes, np.zeros(columns, np.int16), shift, follow)
-    offset, column_codes = _choose_codes(column_index + base, live_columns, rows, q, fixed=base)
-    return Scales(offset, row_codes, column_codes, shift, follow)
+        return Scales(base, row_codes, np.zeros(columns, np.int16), shift, follow, of_rows, of_columns)
+    typical = base - int(np.median(of_rows.index))
+    _, column_codes = _choose_codes(column_index + typical, live_columns, rows, q, typical, of_columns.index)
+    return Scales(base, row_codes, column_codes, shift, follow, of_rows, of_columns)
 
 
 def choose_shift(index: float) -> int:
@@ -170,30 +192,39 @@ def _follow_codes(index: np.ndarray, live: np.ndarray, weights: int) -> tuple[in
     return int(np.clip(round(middle), 1, CLASSES)), codes
 
 
-def _choose_codes(index: np.ndarray, live: np.ndarray, weights: int, q: int, fixed: int | None = None) -> tuple[int, np.ndarray]:
+def _choose_codes(
+    index: np.ndarray, live: np.ndarray, weights: int, q: int, fixed: int | None = None, moved: np.ndarray | None = None
+) -> tuple[int, np.ndarray]:
     """Code of every row (or column) with `weights` weights and the real scale index `index`: data bits + code bits least.
 
-    Returns the common base (the best single index, or `fixed`) and the codes, all zero if codes do not pay.
+    moved: what the step of each lowers its scale index by, so that a code stands for that much more.  Returns the common base (the
+    best single one, or `fixed`) and the codes, all zero if codes do not pay.
     """
     table = _mismatch(q)
     x = np.clip(index[live], 1, CLASSES)
+    moved = np.zeros(len(index), np.int64) if moved is None else moved
     if x.size == 0:
         return CENTRE if fixed is None else fixed, np.full(len(index), OFF, np.int16)
     below = np.minimum(x.astype(np.int64), CLASSES - 1)
     part = (x - below)[:, None]
     low, slope = table[:, 1:], np.diff(table[:, 1:], axis=0)
     cost = weights * (low[below] + part * slope[below])  # bits of each row under each scale index 1..36
-    base = int(np.argmin(cost.sum(0))) + 1
+    first = 1 + int(moved[live].min())
+    values = np.arange(first, CLASSES + int(moved[live].max()) + 1)  # index + moved
+    if moved.any():
+        cost = np.take_along_axis(cost, np.clip(values - moved[live][:, None], 1, CLASSES) - 1, 1)
+    base = int(np.clip(values[np.argmin(cost.sum(0))], 1, CLASSES)) if fixed is None else fixed
     codes = np.where(live, 0, OFF).astype(np.int16)
-    chosen = np.clip(np.round(x), 1, CLASSES).astype(np.int64)
+    chosen = np.clip(np.round(x), 1, CLASSES).astype(np.int64) + moved[live]
     for _ in range(3):
         deviation = max(0.4, float(np.sqrt(np.mean((chosen - base) ** 2.0))))
-        side = (np.arange(1, CLASSES + 1) - base) ** 2 / (2 * deviation**2 * np.log(2)) + np.log2(deviation * np.sqrt(2 * np.pi))
-        chosen = np.argmin(cost + side, 1) + 1
+        side = (values - base) ** 2 / (2 * deviation**2 * np.log(2)) + np.log2(deviation * np.sqrt(2 * np.pi))
+        side[np.abs(values - base) >= MOST] = np.inf
+        chosen = values[np.argmin(cost + side, 1)]
     candidate = codes.copy()
     candidate[live] = chosen - base
-    plain = cost[:, base - 1].sum() + 8 * len(encode_codes(codes)[2])
-    coded = np.take_along_axis(cost, chosen[:, None] - 1, 1).sum() + 8 * len(encode_codes(candidate)[2])
+    plain = cost[:, int(np.clip(base - first, 0, len(values) - 1))].sum() + 8 * len(encode_codes(codes)[2])
+    coded = np.take_along_axis(cost, chosen[:, None] - first, 1).sum() + 8 * len(encode_codes(candidate)[2])
     return base, candidate if coded < plain else codes
 
 
@@ -225,6 +256,7 @@ def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, s
         scales.kernel_columns,
         CLASSES,
         1 / scales.row_steps(step),
+        1 / scales.column_steps(),
         x,
         codes,
         position,

@@ -7,7 +7,7 @@ says how to read its part:
     exact      bytes, filtered and deflated
     constant   one element, repeated
     alias      another tensor of the same file
-    coded      row codes, column codes, then one ANS stream per CTU in raster order
+    coded      row codes, column codes, row steps, column steps, then one ANS stream per CTU in raster order
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .errors import Corruption
 from .partition.grid import Grid, checked_grid
 from .partition.planes import MAX_AXES, plane_shape
 from .quantize.logarithm import MAX_LOGARITHMIC
+from .quantize.steps import UNITS
 from .quantize.trellis import LABELLINGS, STATES
 from .registry import Table
 
@@ -110,15 +111,34 @@ class Codes:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Codes of the steps of the rows or columns in the unit; unit: of a code, in 128ths of an octave."""
+
+    codes: Codes
+    unit: int
+
+    def write(self, out: Lanes) -> None:
+        self.codes.write(out)
+        if self.codes.mode != "none":
+            out.codes.byte(UNITS.id(self.unit))
+
+    @classmethod
+    def read(cls, data: Lanes) -> Steps:
+        codes = Codes.read(data)
+        return cls(codes, UNITS.value(data.codes.byte("unit of step codes")) if codes.mode != "none" else UNITS.value(0))
+
+
+@dataclass(frozen=True)
 class Coding:
     """How a coded tensor was coded.
 
-    follow: whether the steps of the rows follow their codes; step: distance of neighbouring reconstruction points, float32; base:
-    scale index added to all codes; model: number in the model bank; streams: bytes per CTU;
-    noise: signal to noise ratio of the tensor in half decibels, 0..255 (information only).
+    transposed: whether the plane is the transposed one; follow: whether the steps of the rows follow their scale codes; step:
+    distance of neighbouring reconstruction points, float32; base: scale index added to all codes; model: number in the model
+    bank; streams: bytes per CTU; noise: signal to noise ratio of the tensor in half decibels, 0..255 (information only).
     """
 
     split: int
+    transposed: bool
     follow: bool
     height: int
     width: int
@@ -131,10 +151,12 @@ class Coding:
     noise: int
     rows: Codes
     columns: Codes
+    row_steps: Steps
+    column_steps: Steps
     streams: tuple[int, ...]
 
     def write(self, out: Lanes) -> None:
-        out.recipes.byte(self.follow << 6 | self.labelling << 4 | self.split)
+        out.recipes.byte(self.transposed << 7 | self.follow << 6 | self.labelling << 4 | self.split)
         out.quantizers.byte(STATES.id(self.states) << 5 | self.shift)
         step = struct.pack("<f", self.step)
         out.fine.raw(step[:2])
@@ -144,6 +166,8 @@ class Coding:
         out.noises.byte(self.noise)
         self.rows.write(out)
         self.columns.write(out)
+        self.row_steps.write(out)
+        self.column_steps.write(out)
         if len(self.streams) == 1:
             out.grids.varint(0)
         else:
@@ -154,8 +178,8 @@ class Coding:
 
     @classmethod
     def read(cls, data: Lanes, shape: tuple[int, ...], models: int) -> Coding:
-        head = data.recipes.byte("labelling and plane recipe", 127)
-        follow, labelling, split = bool(head >> 6), head >> 4 & 3, head & 15
+        head = data.recipes.byte("labelling and plane recipe")
+        transposed, follow, labelling, split = bool(head >> 7), bool(head >> 6 & 1), head >> 4 & 3, head & 15
         LABELLINGS.value(labelling)
         head = data.quantizers.byte("states and bypass bits")
         states, shift = STATES.value(head >> 5), head & 31
@@ -172,8 +196,10 @@ class Coding:
         model = data.models.byte("model", models - 1)
         base = data.bases.byte("base scale index", CLASSES)
         noise = data.noises.byte("noise")
-        rows, columns = Codes.read(data), Codes.read(data)
-        high, wide = plane_shape(shape, split)
+        rows, columns, row_steps, column_steps = Codes.read(data), Codes.read(data), Steps.read(data), Steps.read(data)
+        if labelling == 2 and (transposed or column_steps.codes.mode != "none"):
+            raise Corruption("the logarithmic grid has neither column steps nor transposed planes: the file is damaged")
+        high, wide = plane_shape(shape, split, transposed)
         height = data.grids.varint("CTU height", MAX_ELEMENTS)
         width = data.grids.varint("CTU width", MAX_ELEMENTS) if height else wide
         grid = checked_grid(high, wide, height or high, width)
@@ -181,15 +207,36 @@ class Coding:
             raise Corruption(f"{grid.count} CTUs in {data.lengths.left} bytes of lengths: the file is damaged")
         streams = tuple(data.lengths.varint("stream length", MAX_BYTES) for _ in range(grid.count))
         return cls(
-            split, follow, grid.height, grid.width, states, labelling, shift, step, model, base, noise, rows, columns, streams
+            split,
+            transposed,
+            follow,
+            grid.height,
+            grid.width,
+            states,
+            labelling,
+            shift,
+            step,
+            model,
+            base,
+            noise,
+            rows,
+            columns,
+            row_steps,
+            column_steps,
+            streams,
         )
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
-        return Grid(*plane_shape(shape, self.split), self.height, self.width)
+        return Grid(*plane_shape(shape, self.split, self.transposed), self.height, self.width)
+
+    @property
+    def side(self) -> int:
+        """Bytes of codes before the streams."""
+        return self.rows.length + self.columns.length + self.row_steps.codes.length + self.column_steps.codes.length
 
     @property
     def length(self) -> int:
-        return self.rows.length + self.columns.length + sum(self.streams)
+        return self.side + sum(self.streams)
 
 
 @dataclass(frozen=True)

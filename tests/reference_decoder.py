@@ -234,18 +234,22 @@ def read_set(source: Bytes) -> ExplicitSet:
 
 PLAIN, EXACT, CONSTANT, ALIAS, CODED = range(5)
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
+UNITS = (64, 32, 16, 8, 4)
 
 
 @dataclass
 class Codes:
+    """Scale codes or step codes; unit: of a step code, in 1/128 octave."""
     mode: int
     spread: int
     length: int
+    unit: int = 0
 
 
 @dataclass
 class Coding:
-    """What a coded record says beyond name and shape."""
+    """What a coded record says beyond name and shape; rows and columns: of the plane, after it was transposed."""
+    transposed: int
     follow: int
     labelling: int
     split: int
@@ -256,6 +260,8 @@ class Coding:
     base: int
     row_codes: Codes
     column_codes: Codes
+    row_steps: Codes
+    column_steps: Codes
     rows: int
     columns: int
     height: int
@@ -308,19 +314,20 @@ def read_record(lanes: dict[str, Bytes], sets: int) -> Record:
     else:
         must(dtype <= 2 and record.elements >= 1, "a coded tensor without elements or of another dtype")
         record.coding = coding = read_coding(lanes, shape, sets)
-        record.stored = coding.row_codes.length + coding.column_codes.length + sum(coding.lengths)
+        codes = coding.row_codes, coding.column_codes, coding.row_steps, coding.column_steps
+        record.stored = sum(c.length for c in codes) + sum(coding.lengths)
     return record
 
 
 def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int) -> Coding:
     recipe = lanes["recipes"].byte()
-    follow, labelling, split = recipe >> 6, recipe >> 4 & 3, recipe & 15
-    must(follow <= 1 and labelling <= 2 and split <= len(shape), "an illegal recipe")
+    transposed, follow, labelling, split = recipe >> 7, recipe >> 6 & 1, recipe >> 4 & 3, recipe & 15
+    must(labelling <= 2 and split <= len(shape), "an illegal recipe")
     quantizer = lanes["quantizers"].byte()
     states, shift = STATES[quantizer >> 5], quantizer & 31
     must(shift <= 16, "too many bypass bits")
     must(labelling != 1 or states > 1, "the sign-symmetric labelling needs states")
-    must(labelling != 2 or (states == 1 and follow == 0 and math.prod(shape) <= 1 << 20),
+    must(labelling != 2 or (states == 1 and follow == 0 and transposed == 0 and math.prod(shape) <= 1 << 20),
          "what the logarithmic labelling does not go with")
     lower, upper = lanes["fine"].take(2), lanes["steps"].take(2)
     step = np.float32(struct.unpack("<f", lower + upper)[0])
@@ -330,7 +337,11 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int) -> C
     must(base <= 36, "a base that is too large")
     lanes["noises"].byte()
     row_codes, column_codes = read_codes(lanes), read_codes(lanes)
+    row_steps, column_steps = read_steps(lanes), read_steps(lanes)
+    must(labelling != 2 or row_steps.mode == column_steps.mode == 0, "step codes on the logarithmic grid")
     rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
+    if transposed:
+        rows, columns = columns, rows
     height = lanes["grids"].varint(rows)
     width = lanes["grids"].varint(columns) if height else columns
     must(width >= 1, "a CTU without columns")
@@ -338,14 +349,23 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int) -> C
     ctus = -(-rows // height) * -(-columns // width)
     must(ctus == 1 or height * width >= 1 << 12, "several CTUs that are too small")
     lengths = [lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
-    return Coding(follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, rows, columns, height,
-                  width, lengths)
+    return Coding(transposed, follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, row_steps,
+                  column_steps, rows, columns, height, width, lengths)
 
 
 def read_codes(lanes: dict[str, Bytes]) -> Codes:
     mode, spread = divmod(lanes["codes"].byte(), 24)
     must(mode <= 3, "an unknown mode of scale codes")
     return Codes(mode, spread, lanes["lengths"].varint(1 << 43) if mode else 0)
+
+
+def read_steps(lanes: dict[str, Bytes]) -> Codes:
+    codes = read_codes(lanes)
+    if codes.mode:
+        unit = lanes["codes"].byte()
+        must(unit < len(UNITS), "an unknown unit of step codes")
+        codes.unit = UNITS[unit]
+    return codes
 
 
 def check_alias(records: list[Record], index: int, record: Record) -> None:
@@ -444,20 +464,33 @@ def exact_bytes(record: Record, stored: bytes) -> bytes:
 
 def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests: list[int]) -> bytes:
     coding, source = record.coding, Bytes(stored)
-    row = scale_codes(source.take(coding.row_codes.length), coding.row_codes, coding.rows)
-    column = scale_codes(source.take(coding.column_codes.length), coding.column_codes, coding.columns)
+    row, column, row_step, column_step = [
+        all_codes(source.take(codes.length), codes, count) for codes, count in (
+            (coding.row_codes, coding.rows), (coding.column_codes, coding.columns), (coding.row_steps, coding.rows),
+            (coding.column_steps, coding.columns))]
+    row_exponent = [coding.row_steps.unit * code for code in row_step]
+    column_exponent = [coding.column_steps.unit * code for code in column_step]
+    row_index = [None if code == -64 else code - drop(e) for code, e in zip(row, row_exponent)]
+    column_index = [None if code == -64 else code - drop(e) for code, e in zip(column, column_exponent)]
     number = np.zeros((coding.rows, coding.columns), np.int64)  # what is multiplied by the step, or the level if logarithmic
     coded = np.zeros((coding.rows, coding.columns), bool)
     lengths = iter(coding.lengths)
     for top in range(0, coding.rows, coding.height):
         for left in range(0, coding.columns, coding.width):
             place = slice(top, top + coding.height), slice(left, left + coding.width)
-            digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row[place[0]], column[place[1]], number[place],
-                                      coded[place]))
-    return rounded(values(coding, row, number, coded), record.dtype)
+            digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row_index[place[0]], column_index[place[1]],
+                                      number[place], coded[place]))
+    if coding.follow:
+        row_exponent = [e + 16 * code for e, code in zip(row_exponent, row)]
+    plane = values(coding, row_exponent, column_exponent, number, coded)
+    return rounded(plane.T if coding.transposed else plane, record.dtype)
 
 
-def scale_codes(data: bytes, codes: Codes, count: int) -> list[int]:
+def drop(exponent: int) -> int:
+    return (exponent + 16) // 32
+
+
+def all_codes(data: bytes, codes: Codes, count: int) -> list[int]:
     if codes.mode == 0:
         return [0] * count
     if codes.mode == 3:
@@ -468,16 +501,17 @@ def scale_codes(data: bytes, codes: Codes, count: int) -> list[int]:
         coder.end()
         if codes.mode == 2:
             out = list(accumulate(out))
-    must(all(-64 <= code <= 64 for code in out), "a scale code out of range")
+    must(all(-64 <= code <= 64 for code in out), "a scale or step code out of range")
     return out
 
 
-def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int], column: list[int], number: np.ndarray,
-               coded: np.ndarray) -> int:
+def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int | None], column: list[int | None],
+               number: np.ndarray, coded: np.ndarray) -> int:
+    """row, column: what each adds to the scale index, None if its weights are not coded."""
     coder, s, digest = Coder(data), 0, 0
     for j in range(len(column)):
         for i in range(len(row)):
-            if row[i] == -64 or column[j] == -64:
+            if row[i] is None or column[j] is None:
                 continue
             c = min(max(row[i] + coding.base + column[j], 1), 36)
             q = s & 1
@@ -629,20 +663,18 @@ def power(k: np.ndarray) -> np.ndarray:
     return np.ldexp(np.array(MANTISSAS, np.float32)[k % 128], (k // 128 - 23).astype(np.int32))
 
 
-def row_steps(coding: Coding, row: list[int]) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        steps = power((16 if coding.follow else 0) * np.array(row, np.int64)) * coding.step
-    must(bool(np.isfinite(steps).all()), "the step of a row is infinite")
-    return steps
-
-
-def values(coding: Coding, row: list[int], number: np.ndarray, coded: np.ndarray) -> np.ndarray:
+def values(coding: Coding, row_exponent: list[int], column_exponent: list[int], number: np.ndarray,
+           coded: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):                                    # overflow to infinity is the rule
         if coding.labelling == 2:                                      # weights that are not coded have level 0
             plane = power(number) * coding.step
-            must(bool(np.isfinite(plane).all()), "an infinite logarithmic value")
-            return plane
-        return np.where(coded, number.astype(np.float32) * row_steps(coding, row)[:, None], np.float32(0))
+        else:
+            row_step = power(np.array(row_exponent, np.int64)) * coding.step
+            must(bool(np.isfinite(row_step).all()), "the step of a row is infinite")
+            column_step = power(np.array(column_exponent, np.int64))
+            plane = np.where(coded, number.astype(np.float32) * row_step[:, None] * column_step, np.float32(0))
+    must(bool(np.isfinite(plane).all()), "an infinite value")
+    return plane
 
 
 def rounded(plane: np.ndarray, dtype: str) -> bytes:

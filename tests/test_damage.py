@@ -19,17 +19,20 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import pytest
 import torch
 
 import nnc
 from nnc.bits import Writer
-from nnc.coder import checksum
+from nnc.coder import chain_digests, checksum, pack_words
 from nnc.container import INDEX_NAME, Container, open_file
+from nnc.directory import Directory, Unit
 from nnc.entropy.explicit import CodedTable, ExplicitSet, ModelBank
 from nnc.entropy.parametric import level_frequencies
-from nnc.directory import Directory, Unit
-from nnc.unit import Codes, Coding, Lanes, Record
+from nnc.kernels.streams import encode_tile
+from nnc.quantize.trellis import make_trellis
+from nnc.unit import Codes, Coding, Lanes, Record, Steps
 
 pytestmark = pytest.mark.slow  # twenty seconds in all
 FOUR = (nnc.InvalidArgument, nnc.Unsupported, nnc.Corruption, nnc.InsufficientData)
@@ -291,7 +294,7 @@ def test_digest_finds_changed_streams_with_good_checksums(place):
     _, container, rest, expected = one_unit(place)
     record = container.directory.records[0]
     assert record.name == "matrix" and len(record.coding.streams) == 5
-    begin, end = record.coding.rows.length + record.coding.columns.length, record.stored
+    begin, end = record.coding.side, record.stored
     draw = random.Random(22)
     for _ in range(600):
         changed = change_bytes(rest, draw, begin, end)
@@ -311,11 +314,12 @@ def test_changed_units_with_good_checksums_never_crash(place):
 # ---- records that no writer makes ------------------------------------------------------------------------------------
 
 NONE = Codes("none", 0, 0)
+EVEN = Steps(NONE, 64)
 
 
 def coded(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **choices) -> Record:
     """One row, one CTU, one state, scale index 17, no bytes; `choices` replace fields of its Coding."""
-    coding = Coding(0, False, 1, max(1, torch.Size(shape).numel()), 1, 0, 0, 1.0, 0, 17, 0, NONE, NONE, (0,))
+    coding = Coding(0, False, False, 1, max(1, torch.Size(shape).numel()), 1, 0, 0, 1.0, 0, 17, 0, NONE, NONE, EVEN, EVEN, (0,))
     return Record("t", dtype, shape, "coded", coding=replace(coding, **choices))
 
 
@@ -507,14 +511,20 @@ def test_odd_files_end_in_tensors_or_errors(place, small, case):
         check_bytes(place, NO_CRASH[case], None)
 
 
-@pytest.mark.parametrize("case", ["constant", "not coded", "not coded, bfloat16", "logarithmic", "deflated", "differences"])
+@pytest.mark.parametrize("case", ["constant", "not coded", "not coded, bfloat16", "not coded, steps", "not coded, transposed",
+                                  "logarithmic", "deflated", "differences"])
 def test_tensors_that_cost_no_bytes_take_a_few_times_their_size(place, small, case):
     size = 1 << 25
-    inflating = zeros(size)
+    inflating, no_steps, dead_rows = zeros(size), zeros(size // 4), zlib.compress(b"\xc0" * (size >> 14))
     record, stored = {
         "constant": (constant((size // 4,)), b""),
         "not coded": (coded((size // 4,), rows=codes("deflated", DEAD_ROW, 0)), DEAD_ROW),
         "not coded, bfloat16": (coded((size // 2,), torch.bfloat16, rows=codes("deflated", DEAD_ROW, 0)), DEAD_ROW),
+        "not coded, steps": (
+            coded((size // 4,), rows=codes("deflated", DEAD_ROW, 0), column_steps=steps(no_steps)), DEAD_ROW + no_steps),
+        "not coded, transposed": (
+            coded((1 << 12, size >> 14), split=1, transposed=True, height=size >> 14, width=1 << 12,
+                  rows=codes("deflated", dead_rows, 0)), dead_rows),
         "logarithmic": (coded((1 << 20,), labelling=2, rows=codes("deflated", DEAD_ROW, 0)), DEAD_ROW),
         "deflated": (exact((size,), inflating), inflating),
         "differences": (exact((size // 8,), inflating, "differences", torch.int64), inflating),
@@ -522,6 +532,103 @@ def test_tensors_that_cost_no_bytes_take_a_few_times_their_size(place, small, ca
     data = pack(record, data=stored)
     with at_most(6 * size):
         assert check_bytes(place, data, None) is None
+
+
+# ---- step codes and transposed planes --------------------------------------------------------------------------------
+
+
+class OddUnit(Steps):
+    """Step codes whose unit has an id that is not in the table."""
+
+    def write(self, out: Lanes) -> None:
+        self.codes.write(out)
+        out.codes.byte(self.unit)
+
+
+STEP = zlib.compress(b"\x40")  # the code 64 for one row or column
+SMALL_STEP = zlib.compress(b"\xc0")  # the code -64
+BIG = 2.0 ** 110
+
+
+def one_level(codes: bytes = b"", scale: int = 36, dtype: torch.dtype = torch.float32, **choices) -> bytes:
+    """A file of one weight at level 127 and with the scale index `scale`, a stream after its codes; all checks are right."""
+    words = np.empty(8, np.uint32)
+    number, digest = encode_tile(np.array([127], np.int32), np.array([scale], np.uint8), ModelBank().table_set(0).arrays,
+                                 make_trellis(1).next_state, 0, words)
+    stream = pack_words(words[:number])
+    unit = Unit(1, False, checksum(codes + stream), chain_digests([digest]))
+    return pack(coded((1,), dtype, base=36, streams=(len(stream),), **choices), data=codes + stream, units=(unit,))
+
+
+def steps(data: bytes, mode: str = "deflated", unit: int = 64, spread: int = 0) -> Steps:
+    return Steps(codes(mode, data, spread), unit)
+
+
+STEPS_REFUSED = {
+    "unit of row steps": ("unit of step codes", pack(coded((4,), row_steps=OddUnit(codes("deflated", STEP), 5)), data=STEP)),
+    "unit of column steps": ("unit of step codes", pack(coded((1,), column_steps=OddUnit(codes("direct", b""), 255)))),
+    "length of row steps": ("does not fit its entry", pack(coded((4,), row_steps=Steps(Codes("direct", 0, 1 << 40), 64)))),
+    "length of column steps": ("length", pack(coded((4,), column_steps=Steps(Codes("direct", 0, 1 << 44), 64)))),
+    "mode of row steps": ("scale code mode", pack(coded((4,), row_steps=Steps(Codes("deflated", 24, 0), 64)))),
+    "row steps outside": ("outside", pack(coded((4,), row_steps=steps(d := zlib.compress(b"\x41"))), data=d)),
+    "column steps outside": ("outside", pack(coded((2,), column_steps=steps(d := zlib.compress(b"\xbf\0"))), data=d)),
+    "too few row steps": ("0 of 1 codes", pack(coded((4,), row_steps=steps(d := zeros(0))), data=d)),
+    "too many row steps": ("of 1 codes", pack(coded((4,), row_steps=steps(d := zeros(1 << 20))), data=d)),
+    "too few column steps": ("3 of 4 codes", pack(coded((4,), column_steps=steps(d := zeros(3))), data=d)),
+    "too many column steps": ("of 4 codes", pack(coded((4,), column_steps=steps(d := zeros(1 << 20))), data=d)),
+    "column steps not deflated": ("scale codes", pack(coded((4,), column_steps=steps(d := b"deflated")), data=d)),
+    "column steps that do not end": (
+        "does not end", pack(coded((4,), column_steps=steps(d := bytes(range(1, 200)), "direct")), data=d)),
+    "row steps cut by the column steps": (
+        "codes", pack(coded((4,), row_steps=steps(STEP[:-1]), column_steps=steps(STEP[-1:] + zeros(4))), data=STEP + zeros(4))),
+    "steps of the plane that is not transposed": (
+        "of 2 codes", pack(coded((3, 2), split=1, transposed=True, height=2, width=3, row_steps=steps(d := zeros(3))), data=d)),
+    "codes of the plane that is not transposed": (
+        "of 2 codes", pack(coded((3, 2), split=1, transposed=True, height=2, width=3, rows=codes("deflated", d := zeros(3), 0)),
+                           data=d)),
+    "CTUs of the plane that is not transposed": (
+        "CTU", pack(coded((4, 1 << 13), split=1, transposed=True, height=4, width=1 << 12, streams=(0, 0)))),
+    "plane recipe, transposed": ("plane recipe", pack(coded((4,), split=2, transposed=True))),
+    "logarithmic, transposed": ("logarithmic", pack(coded((4,), labelling=2, transposed=True))),
+    "logarithmic with row steps": ("logarithmic", pack(coded((4,), labelling=2, row_steps=steps(STEP)), data=STEP)),
+    "logarithmic with column steps": ("logarithmic", pack(coded((1,), labelling=2, column_steps=steps(STEP)), data=STEP)),
+    "row step beyond float32": ("a step is beyond float32", pack(coded((4,), step=BIG, row_steps=steps(STEP)), data=STEP)),
+    "row step that follows beyond float32": (
+        "a step is beyond float32", pack(coded((4,), step=BIG, follow=True, row_steps=steps(STEP, unit=32),
+                                               rows=codes("deflated", STEP, 0)), data=STEP + STEP)),
+    "value beyond float32": ("value is beyond float32", one_level(step=3e38)),
+    "value beyond float32, not of float32": (
+        "value is beyond float32", one_level(step=3e38, dtype=torch.bfloat16)),
+    "value beyond float32 by its column": (
+        "value is beyond float32", one_level(STEP, 1, step=BIG, column_steps=steps(STEP, unit=32))),
+    "value beyond float32 before its column": ("value is beyond float32", one_level(SMALL_STEP, step=3e38,
+                                                                                    column_steps=steps(SMALL_STEP))),
+}
+
+
+@pytest.mark.parametrize("case", STEPS_REFUSED)
+def test_hostile_steps_are_refused(place, case):
+    message, data = STEPS_REFUSED[case]
+    path = place / "hostile.safetensors"
+    path.write_bytes(data)
+    with at_most(REFUSAL):
+        for read in (nnc.load, nnc.verify):
+            with pytest.raises(nnc.Corruption, match=message):
+                read(path, threads=1)
+
+
+@pytest.mark.parametrize("value, data", [
+    (127.0, one_level()),
+    (127 * BIG, one_level(step=BIG)),
+    (127 * 2.0**-32, one_level(SMALL_STEP, column_steps=steps(SMALL_STEP))),
+    (127 * 2.0**-30, one_level(STEP + SMALL_STEP, row_steps=steps(STEP, unit=4), column_steps=steps(SMALL_STEP))),
+    (127 * 2.0**100, one_level(STEP, 1, step=2.0**84, column_steps=steps(STEP, unit=32))),
+    (0.0, one_level(SMALL_STEP, step=1e-45, row_steps=steps(SMALL_STEP))),
+])
+def test_steps_at_their_limits_are_read(place, value, data):
+    path = place / "limit.safetensors"
+    path.write_bytes(data)
+    assert nnc.load(path, threads=1)["t"].tolist() == [value]
 
 
 @contextmanager

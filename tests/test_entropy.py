@@ -14,7 +14,8 @@ from nnc.entropy.scales import MOST, OFF, decode_codes, encode_codes
 from nnc.bits import Reader, Writer
 from nnc.errors import Corruption
 from nnc.kernels.streams import decode_tile, encode_tile
-from nnc.quantize.logarithm import rebuild_powers, rebuild_row_steps
+from nnc.quantize.logarithm import rebuild_powers
+from nnc.quantize.steps import StepCodes, rebuild_steps
 from nnc.quantize.trellis import make_trellis
 from nnc.rdo import WIDTH, choose_model, count, fit_explicit_set
 
@@ -87,7 +88,7 @@ def test_kernel_decodes_what_it_encodes(states, shift, wild):
     plane = np.empty((1, 600), np.float32)
     trellis = make_trellis(states)
     result = decode_tile(words, 0, len(words), 0, 1, 0, 600, rows, codes.astype(np.int16), CLASSES, ModelBank().table_set(3).arrays,
-                         trellis.next_state, shift, 0, np.ones(1, np.float32), plane)
+                         trellis.next_state, shift, 0, np.ones(1, np.float32), np.ones(600, np.float32), plane)
     assert (result[0], result[1]) == (0, 0) and result[2] == digest
     s, expected = 0, []
     for k in levels.tolist():
@@ -102,7 +103,7 @@ def test_the_largest_levels_survive(k):
     words, _ = encode(levels, np.full(3, 20, np.uint8), 1, 0)
     plane = np.empty((1, 3), np.float32)
     decode_tile(words, 0, len(words), 0, 1, 0, 3, np.full(1, 20, np.int16), np.zeros(3, np.int16), CLASSES, ModelBank().table_set(3).arrays,
-                make_trellis(1).next_state, 0, 0, np.ones(1, np.float32), plane)
+                make_trellis(1).next_state, 0, 0, np.ones(1, np.float32), np.ones(3, np.float32), plane)
     assert plane[0].tolist() == levels.tolist()
 
 
@@ -147,7 +148,10 @@ def test_powers_of_the_logarithmic_grid_are_exact():
     for k in (-700, -129, -128, -1, 0, 1, 5, 127, 128, 900):
         mantissa = int(Decimal(2) ** (Decimal(23) + Decimal(k % 128) / 128))
         assert float(rebuild_powers(np.array([k]), 1.0)[0]) == mantissa * 2.0 ** (k // 128 - 23)
-    assert rebuild_row_steps(np.array([8, -16, 0]), 3.0).tolist() == [6.0, 0.75, 3.0]
+    codes = StepCodes(np.array([2, -4, 0], np.int16), 64)
+    assert rebuild_steps(codes, 3.0).tolist() == [6.0, 0.75, 3.0]
+    assert rebuild_steps(StepCodes.even(3), 3.0, np.array([8, -16, 0])).tolist() == [6.0, 0.75, 3.0]
+    assert codes.index.tolist() == [4, -8, 0]
     with pytest.raises(Corruption, match="beyond float32"):
         rebuild_powers(np.array([1 << 20]), 1.0)
 

@@ -24,7 +24,7 @@ SPREADS = 24
 MODES = Table("scale code mode", {0: "none", 1: "direct", 2: "differences", 3: "deflated"})
 
 
-def kernel_codes(codes: np.ndarray, base: int = 0) -> np.ndarray:
+def kernel_codes(codes: np.ndarray, base: int | np.ndarray = 0) -> np.ndarray:
     """Codes as the kernels take them: int16, the base added, dead ones far below any sum of live ones."""
     return np.where(codes == OFF, -1000, codes + base).astype(np.int16)
 

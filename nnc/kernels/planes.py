@@ -50,9 +50,9 @@ def column_powers(plane, row_scale, out):
 
 
 @njit(cache=True, nogil=True)
-def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classes, inverse_steps, x, codes, position):
+def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classes, by_row, by_column, x, codes, position):
     """Coded weights of a CTU in scan order (down the columns): x float32 in steps, codes uint8, position int64 (index in the
-    plane); returns their number.
+    plane); returns their number.  by_row, by_column: float32, one over the steps.
     """
     columns = plane.shape[1]
     n = 0
@@ -61,7 +61,7 @@ def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classe
             c = np.int64(row_codes[i]) + np.int64(column_codes[j])
             if c > DEAD:
                 c = min(max(c, 1), classes)
-                x[n] = plane[i, j] * inverse_steps[i]
+                x[n] = plane[i, j] * by_row[i] * by_column[j]
                 codes[n] = c
                 position[n] = i * columns + j
                 n += 1

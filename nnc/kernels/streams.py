@@ -104,12 +104,13 @@ def decode_tile(
     shift,
     labelling,
     row_steps,
+    column_steps,
     plane,
 ):
     """Decode one CTU into `plane[top:bottom, left:right]`; returns (final coder state, words left, digest of the levels).
 
     words: uint32, of which begin..end are this stream; row_codes, column_codes: int16, the base is in the row codes, -1000 for
-    dead ones; row_steps: float32 (rows,).
+    dead ones; row_steps, column_steps: float32 (rows,) and (columns,), the latter factors of the former.
     """
     cumulative, hint, low, escape = tables
     x, p = _start(words, begin, end)
@@ -119,6 +120,7 @@ def decode_tile(
     raw = 1 if shift > 0 else 0
     for j in range(left, right):
         column_code = np.int64(column_codes[j])
+        column_step = column_steps[j]
         for i in range(top, bottom):
             c = np.int64(row_codes[i]) + column_code
             if c > DEAD:
@@ -138,7 +140,7 @@ def decode_tile(
                 if raw or a == escape[t]:
                     k, x, p = _pop_rest(k, x, p, begin, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 digest = (digest ^ _U(k)) * _PRIME
-                plane[i, j] = _grid_value(k, q, spacing, labelling) * row_steps[i]
+                plane[i, j] = _grid_value(k, q, spacing, labelling) * row_steps[i] * column_step
                 s = next_state[s, k & 1]
             else:
                 plane[i, j] = np.float32(0)
@@ -162,6 +164,7 @@ def decode_four(
     shift,
     labelling,
     row_steps,
+    column_steps,
     plane,
     state,
     left_over,
@@ -186,6 +189,7 @@ def decode_four(
     for j in range(width):
         c0, c1 = np.int64(column_codes[n0 + j]), np.int64(column_codes[n1 + j])
         c2, c3 = np.int64(column_codes[n2 + j]), np.int64(column_codes[n3 + j])
+        f0, f1, f2, f3 = column_steps[n0 + j], column_steps[n1 + j], column_steps[n2 + j], column_steps[n3 + j]
         for i in range(height):
             c = np.int64(row_codes[r0 + i]) + c0
             if c > DEAD:
@@ -205,7 +209,7 @@ def decode_four(
                 if raw or a == escape[t]:
                     k, x0, p0 = _pop_rest(k, x0, p0, b0, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 d0 = (d0 ^ _U(k)) * _PRIME
-                plane[r0 + i, n0 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r0 + i]
+                plane[r0 + i, n0 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r0 + i] * f0
                 s0 = next_state[s0, k & 1]
             else:
                 plane[r0 + i, n0 + j] = np.float32(0)
@@ -227,7 +231,7 @@ def decode_four(
                 if raw or a == escape[t]:
                     k, x1, p1 = _pop_rest(k, x1, p1, b1, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 d1 = (d1 ^ _U(k)) * _PRIME
-                plane[r1 + i, n1 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r1 + i]
+                plane[r1 + i, n1 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r1 + i] * f1
                 s1 = next_state[s1, k & 1]
             else:
                 plane[r1 + i, n1 + j] = np.float32(0)
@@ -249,7 +253,7 @@ def decode_four(
                 if raw or a == escape[t]:
                     k, x2, p2 = _pop_rest(k, x2, p2, b2, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 d2 = (d2 ^ _U(k)) * _PRIME
-                plane[r2 + i, n2 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r2 + i]
+                plane[r2 + i, n2 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r2 + i] * f2
                 s2 = next_state[s2, k & 1]
             else:
                 plane[r2 + i, n2 + j] = np.float32(0)
@@ -271,7 +275,7 @@ def decode_four(
                 if raw or a == escape[t]:
                     k, x3, p3 = _pop_rest(k, x3, p3, b3, words, a == escape[t], np.int64(low[t]), k - 1, shift)
                 d3 = (d3 ^ _U(k)) * _PRIME
-                plane[r3 + i, n3 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r3 + i]
+                plane[r3 + i, n3 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r3 + i] * f3
                 s3 = next_state[s3, k & 1]
             else:
                 plane[r3 + i, n3 + j] = np.float32(0)
@@ -366,10 +370,10 @@ def count_levels(levels, codes, next_state, shift, low, counts):
 
 
 @njit(cache=True, nogil=True)
-def rebuild_levels(levels, position, next_state, labelling, row_steps, values):
+def rebuild_levels(levels, position, next_state, labelling, row_steps, column_steps, values):
     """Write the values of a scan-ordered sequence of levels to `values` float32 (rows, columns), as the decoder rebuilds them.
 
-    position: index in the plane of each; row_steps: float32 (rows,)."""
+    position: index in the plane of each; row_steps, column_steps: float32 (rows,) and (columns,)."""
     flat = values.reshape(-1)
     columns = values.shape[1]
     s = 0
@@ -377,7 +381,8 @@ def rebuild_levels(levels, position, next_state, labelling, row_steps, values):
     for i in range(levels.shape[0]):
         k = np.int64(levels[i])
         p = np.int64(position[i])
-        flat[p] = _grid_value(k, s & 1, spacing, labelling) * row_steps[p // columns]
+        i_row = p // columns
+        flat[p] = _grid_value(k, s & 1, spacing, labelling) * row_steps[i_row] * column_steps[p - i_row * columns]
         s = next_state[s, k & 1]
 
 

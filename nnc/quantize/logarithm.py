@@ -44,11 +44,6 @@ def rebuild_powers(levels: np.ndarray, step: float) -> np.ndarray:
     return values
 
 
-def rebuild_row_steps(codes: np.ndarray, step: float) -> np.ndarray:
-    """float32 steps of rows that follow their scale codes: `step * 2^(code / 8)`."""
-    return rebuild_powers(16 * np.asarray(codes, np.int64), step)
-
-
 def logarithms(values: np.ndarray) -> tuple[np.ndarray, float] | None:
     """Real levels (float32) of float32 values and the step (a power of two near their geometric mean); None if the grid does not
     serve them.

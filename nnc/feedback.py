@@ -1,0 +1,59 @@
+"""Levels of a plane whose errors are fed back into the columns still to come: the closed-form substitute of METHODS S8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .entropy.parametric import CLASSES
+from .kernels.feedback import search_band
+from .kernels.streams import DEAD
+from .partition.grid import Grid
+from .quantize.trellis import make_trellis
+from .rdo import LOW, Scales, Search
+
+
+def find_levels_with_feedback(
+    plane: np.ndarray, grid: Grid, scales: Scales, step: float, bits: np.ndarray, search: Search, upper: np.ndarray, run: Callable
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Levels of every CTU in scan order (as `rdo.find_levels`, in raster order of the CTUs), and the plane of the weights that were
+    quantized in place of the given ones.
+
+    upper: U of kernels/feedback.py; run: `map` or that of a pool, over bands of rows, which do not depend on each other.
+    """
+    trellis = make_trellis(search.states)
+    rate = bits * np.float32(search.lagrangian)
+    row_steps, column_steps = scales.row_steps(step), scales.column_steps()
+    rows, columns = scales.kernel_rows, scales.kernel_columns
+    replaced = np.empty(plane.shape, np.float32)
+
+    def work(top: int) -> list[np.ndarray]:
+        bottom = min(top + grid.height, grid.rows)
+        target = np.ascontiguousarray(plane[top:bottom].T)
+        levels = np.zeros(target.shape, np.int32)
+        search_band(
+            target,
+            upper,
+            grid.width,
+            rows[top:bottom],
+            columns,
+            CLASSES,
+            row_steps[top:bottom],
+            column_steps,
+            rate,
+            LOW,
+            scales.shift,
+            search.labelling,
+            trellis.next_state,
+            trellis.predecessors,
+            levels,
+        )
+        replaced[top:bottom] = target.T
+        live = columns[:, None].astype(np.int32) + rows[top:bottom] > DEAD
+        return [
+            levels[left : left + grid.width][live[left : left + grid.width]] for left in range(0, grid.columns, grid.width)
+        ]
+
+    bands = run(work, range(0, grid.rows, grid.height))
+    return [levels for band in bands for levels in band], replaced

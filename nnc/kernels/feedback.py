@@ -1,0 +1,332 @@
+"""Successive cancellation with a trellis down the rows.
+
+For a layer `y = W x` with `S = E[x x^T]` the loss of an error E is `tr(E S E^T)`.  Columns are quantized in order, and the error of
+each is fed into the ones still to come (the update of optimal brain surgery with a fixed order, GPTQ: Frantar et al. 2022):
+
+    S^-1 = U^T U,  U upper triangular:  e_j = (t_j - value_j) / U_jj,  t_l -= e_j U_jl for l > j;   the loss is the sum of e_j^2
+
+Rows do not see each other's errors, so the trellis runs down the rows inside a column, and its state goes on into the next column: the
+feedback stays exact.
+
+With a matrix on the side of the outputs too, `tr(R E S E^T)`, the error of a weight is fed down its column as well.  Then every
+survivor of the trellis carries its own feedback (per-survivor processing: Raheli, Polydoros and Tzou, IEEE Trans. Comm. 43, 1995), and
+a column as a whole feeds what is left of its errors into the columns still to come.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .streams import DEAD, _grid_value
+from .viterbi import _bracket
+
+BLOCK = 32  # columns whose errors are fed back one by one; those beyond get them together
+_FAR = np.float32(1e30)
+
+
+@njit(cache=True, nogil=True)
+def _search_column(x, classes, n, rate, low, shift, labelling, pred, start, decisions, out):
+    """Best path from state `start` through the first `n` weights `x`; returns its last state.  Arguments as of `search_trellis`."""
+    states = pred.shape[0]
+    half = states // 2
+    words = (states + 63) // 64
+    last_column = rate.shape[1] - 1
+    cost = np.full(states, _FAR, np.float32)
+    new = np.empty(states, np.float32)
+    branch = np.empty(4, np.float32)
+    cost[start] = 0
+    for i in range(n):
+        v = x[i]
+        c = 2 * np.int64(classes[i])
+        for q in range(2):
+            k, d, gap = _bracket(v, q, labelling)
+            e = gap - d
+            k1 = k + 1
+            if labelling == 1 and v < 0:
+                k = -k
+                k1 = -k1
+            table = c + (q if shift == 0 else 1)
+            a = d * d + rate[table, min(max((k >> shift) - low, 0), last_column)]
+            b = e * e + rate[table, min(max((k1 >> shift) - low, 0), last_column)]
+            odd = (k & 1) == 1
+            branch[2 * q] = b if odd else a
+            branch[2 * q + 1] = a if odd else b
+        for w in range(words):
+            bits = np.uint64(0)
+            for t in range(64 * w, min(states, 64 * w + 64)):
+                z = 2 if t >= half else 0
+                a = cost[pred[t, 0]] + branch[z]
+                b = cost[pred[t, 1]] + branch[z + 1]
+                if b < a:
+                    bits |= np.uint64(1) << np.uint64(t & 63)
+                    a = b
+                new[t] = a
+            decisions[i, w] = bits
+        cost, new = new, cost
+        if (i & 15) == 15:  # keep the metrics small: float32 has 24 bits
+            least = cost[0]
+            for t in range(states):
+                cost[t] -= least
+    s = np.int64(start)
+    if n > 0:
+        s = np.int64(np.argmin(cost))
+    end = s
+    for i in range(n - 1, -1, -1):
+        z1 = np.int64((decisions[i, s >> 6] >> np.uint64(s & 63)) & np.uint64(1))
+        v = x[i]
+        k, d, gap = _bracket(v, 1 if s >= half else 0, labelling)
+        if (k & 1) != z1:
+            k += 1
+        out[i] = -k if labelling == 1 and v < 0 else k
+        s = pred[s, z1]
+    return end
+
+
+@njit(cache=True, nogil=True)
+def _search_column_scalar(x, classes, n, rate, low, shift, out):
+    """The same for the uniform quantizer."""
+    last_column = rate.shape[1] - 1
+    for i in range(n):
+        v = x[i]
+        k = np.int64(np.floor(v))
+        table = 2 * np.int64(classes[i]) + (1 if shift > 0 else 0)
+        best = np.float32(np.inf)
+        for candidate in (k, k + 1, np.int64(0)):
+            d = v - np.float32(candidate)
+            cost = d * d + rate[table, min(max((candidate >> shift) - low, 0), last_column)]
+            if cost < best:
+                best = cost
+                out[i] = candidate
+
+
+@njit(cache=True, nogil=True)
+def _search_survivors(x, classes, first, last, rate, low, shift, labelling, pred, start, matrix, survivors, out, wrong):
+    """Best path through the rows first..last of a column whose errors feed into the rows below; returns its last state.
+
+    x: float32 (rows,), all of the column.  classes: uint8 (rows,), 0 where a weight is not coded.  matrix: float32 (rows, rows), what
+    an error in row i, in steps, adds to row l > i, in steps of that.  survivors: (cost, feedback and so on) scratch.  out: int32
+    (rows,) levels; wrong: float32 (rows,), the errors after feedback.
+    """
+    feedback, other, level_of, state_of, error_of = survivors
+    states = pred.shape[0]
+    half = max(1, states // 2)
+    last_column = rate.shape[1] - 1
+    cost = np.full(states, _FAR, np.float32)
+    new = np.empty(states, np.float32)
+    branch = np.empty((states, 2), np.float32)
+    level = np.empty((states, 2), np.int64)
+    error = np.empty((states, 2), np.float32)
+    cost[start] = 0
+    for s in range(states):
+        feedback[s, : last - first] = 0
+    for i in range(first, last):
+        c = 2 * np.int64(classes[i])
+        row = matrix[i]
+        if c == 0:
+            for s in range(states):
+                d = x[i] - feedback[s, i - first]
+                error_of[i - first, s] = d
+                state_of[i - first, s] = s
+                for later in range(i + 1, last):
+                    feedback[s, later - first] += d * row[later]
+            continue
+        least = np.float32(np.inf)
+        for s in range(states):
+            if cost[s] >= _FAR:
+                branch[s, 0] = branch[s, 1] = _FAR
+                continue
+            v = x[i] - feedback[s, i - first]
+            q = s & 1
+            if states == 1:
+                k = np.int64(np.floor(v))
+                best = np.float32(np.inf)
+                for candidate in (k, k + 1, np.int64(0)):
+                    d = v - np.float32(candidate)
+                    table = c + (1 if shift > 0 else 0)
+                    a = d * d + rate[table, min(max((candidate >> shift) - low, 0), last_column)]
+                    if a < best:
+                        best = a
+                        level[0, 0] = candidate
+                        error[0, 0] = d
+                branch[0, 0] = best
+                continue
+            k, d, gap = _bracket(v, q, labelling)
+            e = gap - d
+            k1 = k + 1
+            sign = np.float32(1)
+            if labelling == 1 and v < 0:
+                k = -k
+                k1 = -k1
+                sign = np.float32(-1)
+            table = c + (q if shift == 0 else 1)
+            a = d * d + rate[table, min(max((k >> shift) - low, 0), last_column)]
+            b = e * e + rate[table, min(max((k1 >> shift) - low, 0), last_column)]
+            odd = k & 1
+            branch[s, odd] = a
+            level[s, odd] = k
+            error[s, odd] = sign * d
+            branch[s, 1 - odd] = b
+            level[s, 1 - odd] = k1
+            error[s, 1 - odd] = -sign * e
+        for t in range(states):
+            s = pred[t, 0]
+            parity = 0
+            a = cost[s] + branch[s, 0]
+            if states > 1:
+                b = cost[pred[t, 1]] + branch[pred[t, 1], 1]
+                if b < a:
+                    a = b
+                    s = pred[t, 1]
+                    parity = 1
+            new[t] = min(a, _FAR)
+            least = min(least, a)
+            d = error[s, parity]
+            level_of[i - first, t] = level[s, parity]
+            state_of[i - first, t] = s
+            error_of[i - first, t] = d
+            if a < _FAR:
+                for later in range(i + 1, last):
+                    other[t, later - first] = feedback[s, later - first] + d * row[later]
+        for t in range(states):
+            cost[t] = new[t] - least if new[t] < _FAR else _FAR
+        feedback, other = other, feedback
+    s = np.int64(np.argmin(cost))
+    end = s
+    for i in range(last - 1, first - 1, -1):
+        out[i] = level_of[i - first, s]
+        wrong[i] = error_of[i - first, s]
+        s = np.int64(state_of[i - first, s])
+    return end
+
+
+@njit(cache=True, nogil=True)
+def search_band(
+    target,
+    upper,
+    matrix,
+    height,
+    width,
+    row_codes,
+    column_codes,
+    classes,
+    row_steps,
+    column_steps,
+    rate,
+    low,
+    shift,
+    labelling,
+    next_state,
+    pred,
+    levels,
+):
+    """Levels of a plane or of a band of its rows, columns in order with feedback of their errors.
+
+    target: float32 (columns, rows), the weights; on return what was quantized in their place, but for the feedback down a column.
+    upper: float32 (columns, columns), U above, or (columns, 0) without feedback between columns.  matrix: float32 (rows, rows),
+    feedback down a column as of `_search_survivors`, or (rows, 0) without.  height, width: of a CTU, in each of which the trellis
+    starts anew.  row_codes, column_codes: int16 as for the decoder.  row_steps, column_steps: float32.  rate and the following: as of
+    `search_trellis`.  levels: int32 (columns, rows), zero where a weight is not coded.
+    """
+    columns, rows = target.shape
+    states = next_state.shape[0]
+    spacing = 1 if states == 1 else 2
+    x = np.empty(rows, np.float32)
+    c = np.empty(rows, np.uint8)
+    where = np.empty(rows, np.int64)
+    found = np.empty(rows, np.int32)
+    by_row = np.float32(1) / row_steps
+    coupled = matrix.shape[1] > 0
+    fed = upper.shape[1] > 0
+    span = min(height, rows)
+    decisions = np.zeros((span, (states + 63) // 64), np.uint64)
+    deep = (span, states) if coupled else (1, 1)
+    survivors = (
+        np.zeros((deep[1], deep[0]), np.float32),
+        np.zeros((deep[1], deep[0]), np.float32),
+        np.zeros(deep, np.int32),
+        np.zeros(deep, np.int16),
+        np.zeros(deep, np.float32),
+    )
+    wrong = np.zeros(rows, np.float32)
+    errors = np.zeros((BLOCK, rows), np.float32)
+    state = np.zeros((rows + height - 1) // height, np.int64)
+    for first in range(0, columns, BLOCK):
+        last = min(first + BLOCK, columns)
+        for j in range(first, last):
+            if j % width == 0:
+                state[:] = 0
+            now = target[j]
+            error = errors[j - first]
+            by_column = np.float32(1) / column_steps[j]
+            for i in range(rows):
+                x[i] = now[i] * by_row[i] * by_column
+            for band in range(len(state)):
+                top, bottom = band * height, min((band + 1) * height, rows)
+                n = 0
+                for i in range(top, bottom):
+                    code = np.int64(row_codes[i]) + np.int64(column_codes[j])
+                    error[i] = now[i]
+                    found[i] = 0
+                    c[i] = 0
+                    if code > DEAD:
+                        c[i] = min(max(code, 1), classes)
+                        where[n] = i
+                        n += 1
+                if coupled:
+                    end = _search_survivors(
+                        x, c, top, bottom, rate, low, shift, labelling, pred, state[band], matrix, survivors, found, wrong
+                    )
+                    for i in range(top, bottom):
+                        row = matrix[i]
+                        for later in range(bottom, rows):
+                            x[later] -= wrong[i] * row[later]
+                else:
+                    for p in range(n):  # those that are coded move together
+                        x[top + p] = x[where[p]]
+                        c[top + p] = c[where[p]]
+                    if states == 1:
+                        _search_column_scalar(x[top:], c[top:], n, rate, low, shift, found[top:])
+                        end = state[band]
+                    else:
+                        end = _search_column(
+                            x[top:], c[top:], n, rate, low, shift, labelling, pred, state[band], decisions, found[top:]
+                        )
+                    for p in range(n - 1, -1, -1):
+                        found[where[p]] = found[top + p]
+                s = state[band]
+                for p in range(n):
+                    i = where[p]
+                    k = np.int64(found[i])
+                    levels[j, i] = k
+                    error[i] = now[i] - _grid_value(k, s & 1, spacing, labelling) * row_steps[i] * column_steps[j]
+                    s = next_state[s, k & 1]
+                state[band] = end
+            if not fed:
+                continue
+            scale = np.float32(1) / upper[j, j]
+            for i in range(rows):
+                error[i] *= scale
+            for later in range(j + 1, last):
+                u = upper[j, later]
+                ahead = target[later]
+                for i in range(rows):
+                    ahead[i] -= u * error[i]
+        if not fed:
+            continue
+        for later in range(last, columns):
+            ahead = target[later]
+            b = 0
+            while b + 4 <= last - first:
+                e0, e1, e2, e3 = errors[b], errors[b + 1], errors[b + 2], errors[b + 3]
+                u0, u1 = upper[first + b, later], upper[first + b + 1, later]
+                u2, u3 = upper[first + b + 2, later], upper[first + b + 3, later]
+                for i in range(rows):
+                    ahead[i] -= u0 * e0[i] + u1 * e1[i] + u2 * e2[i] + u3 * e3[i]
+                b += 4
+            while b < last - first:
+                e0 = errors[b]
+                u0 = upper[first + b, later]
+                for i in range(rows):
+                    ahead[i] -= u0 * e0[i]
+                b += 1

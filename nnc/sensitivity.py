@@ -1,0 +1,136 @@
+"""What an error in each weight of a plane costs, from calibration: relative steps, and the matrix that feeds errors back.
+
+The loss of an error E of a plane is predicted as `1/2 sum_i R_i (E C E^T)_ii` (calibration/statistics.py).  With `C^-1 = U^T U` it is
+`1/2 sum R_i e_ij^2`, `e` the errors after feedback over `U_jj`.  Every weight costs the same at the same slope if
+
+    step_ij = s * R_i^(-1/2) * U_jj
+
+which is within a quarter bit of the information limit for any C with a scalar quantizer, and one s serves all tensors.
+
+Caps: no step of a row or column may exceed MOST_SPACING times its own spread (per quantizer).  A dead input or an insensitive output
+would otherwise get a step at which every weight becomes plus or minus a step; and where the calibration saw nothing, other data may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import frexp, ldexp
+
+import numpy as np
+import torch
+
+from .calibration.statistics import TensorStatistics
+from .entropy.scales import MOST, encode_codes
+from .quantize.steps import UNITS, StepCodes
+from .quantize.trellis import make_trellis
+
+DAMPING = 0.01  # of the diagonal: with outlier inputs the mean would drown all others
+LEAST = 1e-4  # sensitivities below this part of their mean are taken for as much
+MOST_SPACING = 2.4  # distance of the values of one quantizer, of the rms of a row or column
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Of one plane (transposed: the plane is the transposed one).  rows: float64 (m,) and columns: float64 (n,), steps up to the common
+    factor; upper: float32 (n, n), U above, or None where errors are not fed back."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    upper: np.ndarray | None
+    transposed: bool
+    statistics: TensorStatistics
+
+    @property
+    def mean_octave(self) -> float:
+        """Mean of the logarithm (base 2) of the steps."""
+        return float(np.log2(self.rows).mean() + np.log2(self.columns).mean())
+
+    def loss(self, error: np.ndarray) -> float:
+        """Predicted loss of the error of the (transposed) plane."""
+        return self.statistics.loss(error.T if self.transposed else error)
+
+    def relative_plane(self, plane: np.ndarray) -> np.ndarray:
+        """The weights over their relative steps, float32 (rows, columns)."""
+        return plane * (1 / self.rows).astype(np.float32)[:, None] * (1 / self.columns).astype(np.float32)
+
+
+def measure_sensitivity(statistics: TensorStatistics, damping: float = DAMPING) -> Sensitivity | None:
+    """From the statistics of a tensor; None if they say nothing (inputs or gradients all zero)."""
+    full = np.asarray(statistics.full, np.float64)
+    diagonal = full if full.ndim == 1 else np.diagonal(full)
+    other = np.asarray(statistics.diagonal, np.float64)
+    if not (diagonal > 0).any() or not (other > 0).any():
+        return None
+    floored = np.maximum(diagonal, LEAST * diagonal.mean())
+    rows = 1 / np.sqrt(np.maximum(other, LEAST * other.mean()))
+    if full.ndim == 1:
+        return Sensitivity(rows, 1 / np.sqrt(floored), None, statistics.axis == 0, statistics)
+    upper = _invert(full, floored, damping)
+    return Sensitivity(rows, np.diagonal(upper).copy(), upper.astype(np.float32), statistics.axis == 0, statistics)
+
+
+def _invert(full: np.ndarray, diagonal: np.ndarray, damping: float) -> np.ndarray:
+    """Upper triangular U, float64, with `U^T U = (C + damping diag C)^-1`; more damping where that is not positive definite."""
+    matrix = torch.from_numpy(np.ascontiguousarray(full[::-1, ::-1]))
+    flipped = torch.from_numpy(np.ascontiguousarray(diagonal[::-1]))
+    while True:
+        damped = matrix.clone()
+        damped.diagonal().copy_(flipped * (1 + damping))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            break
+        damping = max(10 * damping, 1e-3)
+    # C = V V^T with V upper triangular is the factor of the flipped matrix, flipped; U is the inverse of V
+    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=torch.float64), upper=False)
+    return np.ascontiguousarray(inverse.flip(0, 1).numpy())
+
+
+def short_step(step: float) -> float:
+    """The nearest number with a mantissa of 8 bits: a step that is not asked for exactly takes two bytes less."""
+    fraction, exponent = frexp(step)
+    return ldexp(round(fraction * 256) / 256, exponent)
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps chosen for a plane: the common one, and codes of rows and columns."""
+
+    step: float
+    rows: StepCodes
+    columns: StepCodes
+
+
+def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, states: int) -> Steps:
+    """Steps of a plane (already transposed) for the common factor s, with caps, in units that pay."""
+    most = MOST_SPACING / make_trellis(states).spacing
+    rows, columns = factor * sensitivity.rows, sensitivity.columns
+    square = np.square(plane, dtype=np.float64)
+    for _ in range(2):
+        spread = np.sqrt(square @ columns**-2.0 / plane.shape[1])
+        rows = np.where(spread > 0, np.minimum(rows, most * spread), rows)
+        spread = np.sqrt((rows**-2.0) @ square / plane.shape[0])
+        columns = np.where(spread > 0, np.minimum(columns, most * spread), columns)
+    row_codes, middle = choose_codes(np.log2(rows), plane.shape[1])
+    column_codes, rest = choose_codes(np.log2(columns), plane.shape[0])
+    return Steps(short_step(2.0 ** (middle + rest)), row_codes, column_codes)
+
+
+def choose_codes(octaves: np.ndarray, weights: int) -> tuple[StepCodes, float]:
+    """Codes for the wanted logarithms of the steps of an axis, and the logarithm that code zero stands for.
+
+    weights: behind each code.  A step that is wrong by `d` (natural logarithm) costs `(exp(2 d) - 1 - 2 d) / (2 ln 2)` bits per weight;
+    the unit is the one for which that and the codes take the fewest bits together.
+    """
+    middle = float(np.median(octaves))
+    best: tuple[float, StepCodes] | None = None
+    for unit in (None, *UNITS.values()):
+        codes = StepCodes.even(len(octaves))
+        if unit is not None:
+            codes = StepCodes(np.clip(np.round((octaves - middle) * (128 / unit)), -MOST, MOST).astype(np.int16), unit)
+        wrong = np.log(2) * (codes.exponents / 128 - (octaves - middle))
+        wrong -= wrong.mean()  # the common factor makes up for it
+        bits = weights * float((np.exp(2 * np.minimum(wrong, 20)) - 1 - 2 * wrong).sum()) / (2 * np.log(2))
+        bits += 8 * len(encode_codes(codes.codes)[2])
+        if best is None or bits < best[0]:
+            best = (bits, codes)
+    return best[1], middle
