@@ -199,8 +199,9 @@ class Job:
         return bool(self.steps and self.sensitivity and self.sensitivity.transposed)
 
     @property
-    def upper(self) -> np.ndarray | None:
-        return self.sensitivity.upper if self.steps and self.sensitivity else None
+    def fed(self) -> bool:
+        """Whether errors are fed back."""
+        return bool(self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size))
 
     def relative_plane(self, plane: np.ndarray) -> np.ndarray:
         """Weights over the factors of their rows and columns: what scales are fitted to."""
@@ -227,7 +228,7 @@ def _encode_plane(
     smallest, largest = column_steps.min(), column_steps.max()
     if (
         not (SMALLEST_STEP < row_steps * smallest).all()
-        or not (row_steps * largest < LARGEST_STEP).all()
+        or not (row_steps * max(1, largest) < LARGEST_STEP).all()
         or not (powers.peaks / FINEST < scales.grid_steps(grid_step)).all()
     ):
         return None
@@ -235,19 +236,19 @@ def _encode_plane(
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
     model, offset = first_model(bank), 0
-    passes = search.passes + (job.upper is not None)  # the weights that feedback leaves are wider than those given
+    passes = search.passes + job.fed  # the weights that feedback leaves are wider than those given
     for number in range(passes):
         bits = np.roll(level_bits(bank, model), -2 * offset, axis=0)
-        if job.upper is None:
+        if not job.fed:
             levels = list(run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles))
         else:
-            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, job.upper, run)
+            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, job.sensitivity, run)
             scales = _refit(job, scales, replaced, trellis.spacing * grid_step, number == passes - 1)
 
         def count_tile(found: np.ndarray, tile: tuple[int, int, int, int]) -> np.ndarray:
             return count(found, gather(plane, tile, scales, grid_step).codes, search.states, scales.shift)
 
-        if job.upper is None or number == passes - 1:
+        if not job.fed or number == passes - 1:
             model, offset, _ = choose_model(sum(run(count_tile, levels, tiles)), bank, scales.offsets())
     scales = move(scales, offset)
     tables = bank.table_set(model).arrays

@@ -12,29 +12,41 @@ from .kernels.streams import DEAD
 from .partition.grid import Grid
 from .quantize.trellis import make_trellis
 from .rdo import LOW, Scales, Search
+from .sensitivity import Sensitivity
 
 
 def find_levels_with_feedback(
-    plane: np.ndarray, grid: Grid, scales: Scales, step: float, bits: np.ndarray, search: Search, upper: np.ndarray, run: Callable
+    plane: np.ndarray,
+    grid: Grid,
+    scales: Scales,
+    step: float,
+    bits: np.ndarray,
+    search: Search,
+    sensitivity: Sensitivity,
+    run: Callable,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Levels of every CTU in scan order (as `rdo.find_levels`, in raster order of the CTUs), and the plane of the weights that were
     quantized in place of the given ones.
 
-    upper: U of kernels/feedback.py; run: `map` or that of a pool, over bands of rows, which do not depend on each other.
+    run: `map` or that of a pool, over bands of rows where these do not depend on each other.
     """
     trellis = make_trellis(search.states)
     rate = bits * np.float32(search.lagrangian)
     row_steps, column_steps = scales.row_steps(step), scales.column_steps()
     rows, columns = scales.kernel_rows, scales.kernel_columns
     replaced = np.empty(plane.shape, np.float32)
+    matrix = _scaled_feedback(sensitivity.down, row_steps)
+    span = grid.rows if matrix.shape[1] else grid.height
 
     def work(top: int) -> list[np.ndarray]:
-        bottom = min(top + grid.height, grid.rows)
+        bottom = min(top + span, grid.rows)
         target = np.ascontiguousarray(plane[top:bottom].T)
         levels = np.zeros(target.shape, np.int32)
         search_band(
             target,
-            upper,
+            sensitivity.upper,
+            matrix[top:bottom],
+            grid.height,
             grid.width,
             rows[top:bottom],
             columns,
@@ -51,9 +63,19 @@ def find_levels_with_feedback(
         )
         replaced[top:bottom] = target.T
         live = columns[:, None].astype(np.int32) + rows[top:bottom] > DEAD
-        return [
-            levels[left : left + grid.width][live[left : left + grid.width]] for left in range(0, grid.columns, grid.width)
+        tiles = [
+            (slice(left, left + grid.width), slice(high, high + grid.height))
+            for high in range(0, bottom - top, grid.height)
+            for left in range(0, grid.columns, grid.width)
         ]
+        return [levels[tile][live[tile]] for tile in tiles]
 
-    bands = run(work, range(0, grid.rows, grid.height))
+    bands = run(work, range(0, grid.rows, span))
     return [levels for band in bands for levels in band], replaced
+
+
+def _scaled_feedback(down: np.ndarray, row_steps: np.ndarray) -> np.ndarray:
+    """What an error in a row, in steps, adds to each row below, in steps of that; float32 (rows, rows) or (rows, 0)."""
+    if not down.shape[1]:
+        return down
+    return (down / np.diagonal(down)[:, None] * row_steps[:, None] / row_steps).astype(np.float32)

@@ -1,9 +1,10 @@
 """What an error in each weight of a plane costs, from calibration: relative steps, and the matrix that feeds errors back.
 
-The loss of an error E of a plane is predicted as `1/2 sum_i R_i (E C E^T)_ii` (calibration/statistics.py).  With `C^-1 = U^T U` it is
-`1/2 sum R_i e_ij^2`, `e` the errors after feedback over `U_jj`.  Every weight costs the same at the same slope if
+The loss of an error E of a plane is predicted as `1/2 tr(R E C E^T)` (calibration/statistics.py).  With `R^-1 = T^T T` and
+`C^-1 = U^T U`, both upper triangular, it is `1/2 sum e_ij^2 / (T_ii U_jj)^2`, e the errors after feedback.  Every weight costs the same
+at the same slope if
 
-    step_ij = s * R_i^(-1/2) * U_jj
+    step_ij = s * T_ii * U_jj
 
 which is within a quarter bit of the information limit for any C with a scalar quantizer, and one s serves all tensors.
 
@@ -24,7 +25,8 @@ from .entropy.scales import MOST, encode_codes
 from .quantize.steps import UNITS, StepCodes
 from .quantize.trellis import make_trellis
 
-DAMPING = 0.01  # of the diagonal: with outlier inputs the mean would drown all others
+DAMPING = (0.1, 0.01)  # of the diagonals of R and C: with outlier inputs their mean would drown all others
+FEW_ROWS = 48  # planes with fewer are transposed, so that a column of the trellis is long
 LEAST = 1e-4  # sensitivities below this part of their mean are taken for as much
 MOST_SPACING = 2.4  # distance of the values of one quantizer, of the rms of a row or column
 
@@ -32,11 +34,12 @@ MOST_SPACING = 2.4  # distance of the values of one quantizer, of the rms of a r
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
     """Of one plane (transposed: the plane is the transposed one).  rows: float64 (m,) and columns: float64 (n,), steps up to the common
-    factor; upper: float32 (n, n), U above, or None where errors are not fed back."""
+    factor; down, upper: float32 (m, m) and (n, n), U of either side, (m, 0) and (n, 0) where errors are not fed back."""
 
     rows: np.ndarray
     columns: np.ndarray
-    upper: np.ndarray | None
+    down: np.ndarray
+    upper: np.ndarray
     transposed: bool
     statistics: TensorStatistics
 
@@ -54,19 +57,37 @@ class Sensitivity:
         return plane * (1 / self.rows).astype(np.float32)[:, None] * (1 / self.columns).astype(np.float32)
 
 
-def measure_sensitivity(statistics: TensorStatistics, damping: float = DAMPING) -> Sensitivity | None:
+def measure_sensitivity(statistics: TensorStatistics, damping: tuple[float, float] = DAMPING) -> Sensitivity | None:
     """From the statistics of a tensor; None if they say nothing (inputs or gradients all zero)."""
-    full = np.asarray(statistics.full, np.float64)
-    diagonal = full if full.ndim == 1 else np.diagonal(full)
-    other = np.asarray(statistics.diagonal, np.float64)
-    if not (diagonal > 0).any() or not (other > 0).any():
+    if not np.any(statistics.rows) or not np.any(statistics.columns):
         return None
-    floored = np.maximum(diagonal, LEAST * diagonal.mean())
-    rows = 1 / np.sqrt(np.maximum(other, LEAST * other.mean()))
-    if full.ndim == 1:
-        return Sensitivity(rows, 1 / np.sqrt(floored), None, statistics.axis == 0, statistics)
-    upper = _invert(full, floored, damping)
-    return Sensitivity(rows, np.diagonal(upper).copy(), upper.astype(np.float32), statistics.axis == 0, statistics)
+    m, n = statistics.shape
+    transposed = m < FEW_ROWS and n > m and statistics.columns.ndim == 2
+    used = statistics.transposed if transposed else statistics
+    rows, down = _factor(used.rows, damping[transposed], used.samples[0])
+    columns, upper = _factor(used.columns, damping[1 - transposed], used.samples[1])
+    return Sensitivity(rows, columns, down, upper, transposed, statistics)
+
+
+def _factor(side: np.ndarray, damping: float, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Relative steps of one side, and its U."""
+    full = np.asarray(side, np.float64)
+    diagonal = full if full.ndim == 1 else np.diagonal(full)
+    diagonal = np.maximum(diagonal, LEAST * diagonal.mean())
+    if full.ndim == 1 or len(full) == 1:
+        return 1 / np.sqrt(diagonal), np.empty((len(full), 0), np.float32)
+    upper = _invert(full, diagonal, max(damping, _shrinkage(full, diagonal, samples)))
+    return np.diagonal(upper).copy(), upper.astype(np.float32)
+
+
+def _shrinkage(full: np.ndarray, diagonal: np.ndarray, samples: int) -> float:
+    """Share of the diagonal to add to second moments of few samples: their error over what sets them apart from a diagonal (Ledoit
+    and Wolf, Journal of Multivariate Analysis 88, 2004, for Gaussian samples and a diagonal of ones)."""
+    scale = 1 / np.sqrt(diagonal)
+    square = float(np.square(full * scale[:, None] * scale).sum())
+    size = len(full)
+    part = (size**2 - square) / (max(1, samples) * max(square - size, 1e-9 * size))
+    return min(max(part, 0.0) / max(1 - part, 0.1), 10.0)
 
 
 def _invert(full: np.ndarray, diagonal: np.ndarray, damping: float) -> np.ndarray:

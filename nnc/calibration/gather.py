@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import InsufficientData, InvalidArgument
 from .fingerprint import digest_batches, digest_model
 from .forward import find_layer, is_finite, run_batch
-from .labels import FACTORS, KINDS, Labels, choose_draws, count_predictions
+from .labels import FACTORS, KINDS, Doubt, Labels, choose_draws, count_predictions
 from .moments import ElementMoment, Lookup, LookupMoment, Product, ProductMoment, combine
 from .ops import Capture, Survey
 from .places import Place, Places
@@ -34,9 +34,10 @@ def gather(
     kind: str,
     *,
     run: Callable[[nn.Module], Callable[..., Any]] | None = None,
-    focus: float = 0.5,
+    focus: float = 0.0,
     joint: bool = True,
     draws: int | None = None,
+    temperature: float | None = None,
     memory: float = 2e9,
     seed: int = 0,
     file: str | os.PathLike[str] | None = None,
@@ -50,6 +51,7 @@ def gather(
     focus     0..1: how much more inputs with large output gradients count in `full`; 0 = all the same
     joint     scale to the gradient of whole samples; False: positions of a sequence or an image count as independent
     draws     labels drawn per batch; default 1 to 8, such that there are 4096 predictions and 32 gradients
+    temperature  of the distribution that labels are drawn from; default 1, more for a network that is too sure of these inputs
     memory    bytes for full matrices and kept inputs at a time; less means more runs over the data
     file      finished groups are kept there, and not gathered again by a call with the same model, data and settings
     progress  called with (batches done, batches to do, what)
@@ -57,9 +59,9 @@ def gather(
     Raises InvalidArgument (an option out of its range, outputs that are no finite tensor, token ids outside of a table, a file of
     another model or of other settings) and InsufficientData (no batch, or none with a prediction).
     """
-    batches = _check(model, batches, kind, focus, draws, memory)
+    batches = _check(model, batches, kind, focus, draws, temperature, memory)
     places = Places(model)
-    settings = {"focus": float(focus), "joint": joint, "draws": draws, "seed": seed}
+    settings = {"focus": float(focus), "joint": joint, "draws": draws, "temperature": temperature, "seed": seed}
     fingerprint = digest_model(model)
     done = Statistics({}, kind, 0, (), fingerprint, settings)
     if file is not None:
@@ -69,8 +71,9 @@ def gather(
             return done
     call = model if run is None else run(model)
     with _frozen(model, places):
-        survey, predictions, count = _survey(call, model, batches, kind, places, progress)
+        survey, predictions, count, doubt = _survey(call, model, batches, kind, places, progress)
         draws = choose_draws(predictions, count) if draws is None else draws
+        heat = doubt.temperature if temperature is None else temperature
         used = [place for place in places.all if place.name in survey.matrices or place.name in survey.elements]
         tensors, unseen = dict(done.tensors), list(done.unseen)
         # a finished tensor is under one of the two names' lists
@@ -83,7 +86,7 @@ def gather(
                     progress(number * count + batch, len(groups) * count, "gathering statistics")
 
             for place, found in _gather_group(
-                call, batches, kind, places, group, survey, predictions, draws, focus, joint, seed, report
+                call, batches, kind, places, group, survey, predictions, draws, heat, focus, joint, seed, report
             ):
                 if found is None:
                     unseen += place.names
@@ -108,7 +111,13 @@ def gather(
 
 
 def _check(
-    model: nn.Module, batches: Iterable[tuple], kind: str, focus: float, draws: int | None, memory: float
+    model: nn.Module,
+    batches: Iterable[tuple],
+    kind: str,
+    focus: float,
+    draws: int | None,
+    temperature: float | None,
+    memory: float,
 ) -> Iterable[tuple]:
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"the model is a {type(model).__name__}, must be a torch.nn.Module")
@@ -120,6 +129,8 @@ def _check(
         raise InvalidArgument(f"focus is {focus}, must be from 0 to 1")
     if draws is not None and draws < 1:
         raise InvalidArgument(f"draws is {draws}, must be 1 or more")
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise InvalidArgument(f"temperature is {temperature}, must be a positive number")
     if not memory > 0:
         raise InvalidArgument(f"memory is {memory}, must be a positive number of bytes")
     if not isinstance(batches, Iterable):
@@ -172,9 +183,10 @@ def _frozen(model: nn.Module, places: Places) -> Iterator[None]:
 
 def _survey(
     call: Callable, model: nn.Module, batches: Iterable[tuple], kind: str, places: Places, progress: Progress | None
-) -> tuple[Survey, int, int]:
+) -> tuple[Survey, int, int, Doubt]:
     survey = Survey()
     capture = Capture(places, survey=survey, device=_device(places))
+    doubt = Doubt()
     predictions = count = 0
     total = len(batches) if hasattr(batches, "__len__") else 0
     with torch.no_grad():
@@ -185,6 +197,8 @@ def _survey(
             if output.numel() and not is_finite(output, kind):
                 raise InvalidArgument(f"{find_layer(call, model, args)} in batch {number}; check the weights and the data")
             predictions += count_predictions(output, kind)
+            if kind == "logits" and output.numel():
+                doubt.add(output)
             count += 1
             if progress is not None:
                 progress(count, max(count, total), "looking at the network")
@@ -192,7 +206,7 @@ def _survey(
         raise InsufficientData("there is no batch of data to gather statistics from; pass at least one")
     if not predictions:
         raise InsufficientData(f"the {count} batches of data hold no prediction; pass at least one sample")
-    return survey, predictions, count
+    return survey, predictions, count, doubt
 
 
 def _groups(places: list[Place], survey: Survey, memory: float) -> Iterator[list[Place]]:
@@ -220,6 +234,7 @@ def _gather_group(
     survey: Survey,
     predictions: int,
     draws: int,
+    heat: float,
     focus: float,
     joint: bool,
     seed: int,
@@ -238,7 +253,7 @@ def _gather_group(
                 capture.copies |= changed
                 output = run_batch(call, args, number, seed, capture)
             if output.requires_grad:
-                labels = Labels(output, kind, seed, number)
+                labels = Labels(output, kind, seed, number, heat)
                 leaves = {(p.name, "elements"): p.tensor for p in elements} | capture.leaves
                 powers = dict.fromkeys(capture.leaves, 0.0)
                 for draw in range(draws):
@@ -272,7 +287,7 @@ def _gather_group(
     result: list[tuple[Place, TensorStatistics | None]] = []
     for place in group:
         parts = [moment.factors(joint) for (name, _), moment in moments.items() if name == place.name]
-        if any(not (np.isfinite(part.full).all() and np.isfinite(part.diagonal).all()) for part in parts):
+        if any(not (np.isfinite(part.rows).all() and np.isfinite(part.columns).all()) for part in parts):
             raise InvalidArgument(f"{place.name}: its inputs or gradients are not finite; check the weights and the data")
         result.append((place, combine(parts, scale) if parts else None))
     return result

@@ -3,6 +3,9 @@
     logits   sqrt(p) (e - sqrt(p) <sqrt(p), e>), p = softmax(y): covariance diag(p) - p p^T, that of softmax(y) - one-hot(label) for
              a label drawn from p.  A sure network would draw other labels than its first choice too rarely to be measured; noise
              e of variance one has the same second moment and needs far fewer draws.
+    With a temperature T the distribution is softmax(y / T): a network that is sure of its calibration inputs, since it learnt them by
+    heart, will be less so of others, and its outputs would seem not to matter.
+
     unit     e: y is the mean of a Gaussian of variance one
     values   e, and a factor of 2 since the mean squared error has no 1/2
 
@@ -23,6 +26,9 @@ FACTORS = {"logits": 1.0, "unit": 1.0, "values": 2.0}
 ENOUGH = 4096  # predictions times draws
 ENOUGH_GRADIENTS = 32  # batches times draws: each gives one gradient of whole samples
 MOST_DRAWS = 8
+TEMPERATURES = tuple(2.0 ** (n / 2) for n in range(7))  # 1 to 8
+SURE = 0.1  # mean entropy of the predictions, of the most that is possible: below, a network is too sure
+CHUNK = 1 << 22  # logits at a time
 
 
 def count_predictions(output: Tensor, kind: str) -> int:
@@ -39,12 +45,34 @@ def choose_draws(predictions: int, batches: int) -> int:
     return min(MOST_DRAWS, max(1, -(-ENOUGH // max(1, predictions)), -(-ENOUGH_GRADIENTS // max(1, batches))))
 
 
+class Doubt:
+    """Finds the lowest temperature at which a network is not too sure of itself."""
+
+    def __init__(self) -> None:
+        self.entropies = np.zeros(len(TEMPERATURES))
+        self.most = 0.0
+
+    def add(self, output: Tensor) -> None:
+        """Logits of a batch."""
+        logits = output.detach().flatten(0, -2)
+        for part in logits.split(max(1, CHUNK // logits.shape[-1])):
+            for number, temperature in enumerate(TEMPERATURES):
+                p = (part.float() / temperature).softmax(-1)
+                self.entropies[number] += float(torch.special.entr(p).sum(dtype=torch.float64))
+        self.most += len(logits) * np.log(logits.shape[-1])
+
+    @property
+    def temperature(self) -> float:
+        enough = np.flatnonzero(self.entropies >= SURE * self.most)
+        return TEMPERATURES[enough[0]] if len(enough) else TEMPERATURES[-1]
+
+
 class Labels:
     """Draws gradients at one output; those depend on the seed, the number of the batch and the number of the draw only."""
 
-    def __init__(self, output: Tensor, kind: str, seed: int, batch: int) -> None:
+    def __init__(self, output: Tensor, kind: str, seed: int, batch: int, temperature: float = 1.0) -> None:
         self.output, self.kind, self.source = output.detach(), kind, (seed, batch)
-        self.roots = self.output.float().softmax(-1).sqrt() if kind == "logits" else None
+        self.roots = (self.output.float() / temperature).softmax(-1).sqrt() if kind == "logits" else None
 
     def draw(self, number: int) -> Tensor:
         """Gradient number `number`, of the shape and dtype of the output."""

@@ -2,13 +2,13 @@
 
 For a product y = W x with gradients g at y, over all positions t of all samples:
 
-    R_i = sum_t g_ti^2          C = sum_t h_t x_t x_t^T          h_t = (|g_t|^2 / mean |g|^2)^focus / its mean
+    R = sum_t g_t g_t^T          C = sum_t h_t x_t x_t^T          h_t = (|g_t|^2 / mean |g|^2)^focus / its mean
 
-scaled so that sum_i R_i tr(C) is the trace of the Fisher matrix: either sum_t |g_t|^2 |x_t|^2, positions taken as independent
+scaled so that tr(R) tr(C) is the trace of the Fisher matrix: either sum_t |g_t|^2 |x_t|^2, positions taken as independent
 (as in Grosse & Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers", ICML 2016), or the mean square
 of the gradient itself, |sum_t g_t x_t^T|^2, which knows that the positions of one sample act together: under an average over
 space it is many times larger.  For a table of vectors C is the second moment of the gradients, R the counts; for all others the
-Fisher matrix is a diagonal.
+Fisher matrix is a diagonal.  R is a diagonal, too, where there are more than WIDEST outputs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from torch import Tensor
 from .places import Slot
 from .statistics import TensorStatistics
 
+WIDEST = 4096  # outputs whose second moments are kept as a matrix
+UNSEEN = 0.15  # of the mean count is added to that of every row of a table: other data use other rows
 SPREAD = 0.5  # share of uses that every row of a table gets, used or not, and of the mean in the diagonal of a vector
 
 
@@ -32,11 +34,12 @@ class Product:
         self.slot, self.inputs, self.source = slot, inputs, source
         self.version = source._version
         self.power: Tensor | None = None  # (positions, groups)
-        self.rows: Tensor | None = None  # (outputs,)
+        self.rows: Tensor | None = None  # (outputs, outputs) or (outputs,)
 
     def receive(self, gradient: Tensor) -> None:
-        squares = self.inputs.gradient(gradient.detach().float()).square()
-        power, rows = squares.sum(-1), squares.sum(0).flatten()
+        g = self.inputs.gradient(gradient.detach().float())
+        power, g = g.square().sum(-1), g.flatten(1)
+        rows = g.t() @ g if g.shape[1] <= WIDEST else g.square().sum(0)
         self.power = power if self.power is None else self.power + power
         self.rows = rows if self.rows is None else self.rows + rows
 
@@ -58,10 +61,13 @@ class Lookup:
 class Factors:
     """One summand of a tensor's Fisher matrix, as in TensorStatistics, in the units of the loss; float64."""
 
-    axis: int
-    full: np.ndarray
-    diagonal: np.ndarray
-    uses: int
+    rows: np.ndarray
+    columns: np.ndarray
+    samples: tuple[int, int]
+
+    @property
+    def trace(self) -> float:
+        return _trace(self.rows) * _trace(self.columns)
 
 
 class ProductMoment:
@@ -71,8 +77,9 @@ class ProductMoment:
         device = slot.place.tensor.device
         self.slot = slot
         self.c = torch.zeros(columns, columns, device=device)
-        self.rows = torch.zeros(outputs, device=device)
-        self.total, self.uses, self.joint = 0.0, 0, 0.0
+        self.rows = torch.zeros((outputs, outputs) if outputs <= WIDEST else (outputs,), device=device)
+        self.total, self.joint = 0.0, 0.0
+        self.uses = self.gradients = 0
 
     def add(self, uses: list[Product], draws: int, focus: float) -> None:
         """All uses of one batch that had gradients."""
@@ -82,8 +89,13 @@ class ProductMoment:
         weights = [torch.ones_like(p) if flat else (p / mean).pow(focus) for p in power]
         norm = sum(float(w.sum(dtype=torch.float64)) for w in weights) / max(1, sum(w.numel() for w in weights))
         for use, p, h in zip(uses, power, weights):
-            self.rows[use.slot.row : use.slot.row + len(use.rows)] += use.rows / draws
+            mine = slice(use.slot.row, use.slot.row + len(use.rows))
+            if self.rows.ndim == 1:
+                self.rows[mine] += (use.rows if use.rows.ndim == 1 else use.rows.diagonal()) / draws
+            else:
+                self.rows[mine, mine] += use.rows / draws
             self.uses += use.inputs.positions
+            self.gradients += use.inputs.positions * draws
             start = 0
             for chunk in use.inputs.chunks():
                 x = chunk.detach().float().reshape(-1, use.inputs.columns)
@@ -94,15 +106,17 @@ class ProductMoment:
 
     def factors(self, joint: bool) -> Factors:
         c, rows = self.c.double().cpu().numpy(), self.rows.double().cpu().numpy()
-        c *= _ratio(self.joint if joint else self.total, rows.sum() * np.trace(c))
+        c *= _ratio(self.joint if joint else self.total, _trace(rows) * np.trace(c))
         plane = self.slot.place.plane
         if self.slot.swapped:
-            return Factors(0, c, rows, self.uses) if plane == (len(c), len(rows)) else Factors(1, c, rows, self.uses)
+            straight = plane == (len(c), len(rows))
+            samples = (self.uses, self.gradients) if straight else (self.gradients, self.uses)
+            return Factors(c, rows, samples) if straight else Factors(rows, c, samples)
         if plane == (len(rows), len(c)):
-            return Factors(1, c, rows, self.uses)
+            return Factors(rows, c, (self.gradients, self.uses))
         if len(rows) > 1:  # one input: the plane is one row, of the outputs
-            return Factors(0, c, rows, self.uses)
-        return _project(c * rows[0], plane, self.uses)
+            return Factors(c, rows, (self.uses, self.gradients))
+        return _project(c * rows.sum(), plane, self.uses)
 
 
 class LookupMoment:
@@ -114,16 +128,20 @@ class LookupMoment:
         self.c = torch.zeros(columns, columns, device=device)
         self.counts = torch.zeros(rows, dtype=torch.float64, device=device)
         self.joint = 0.0
+        self.uses = self.gradients = 0
 
     def add(self, uses: list[Lookup], draws: int) -> None:
         for use in uses:
             self.c += use.moment / draws
             self.counts += torch.bincount(use.ids, minlength=len(self.counts))
+            self.uses += len(use.ids)
+            self.gradients += len(use.ids) * draws
 
     def factors(self, joint: bool) -> Factors:
         counts, c = self.counts.cpu().numpy(), self.c.double().cpu().numpy()
         c *= _ratio(self.joint, np.trace(c)) if joint else 1.0
-        return Factors(1, c, (counts + SPREAD) / (counts + SPREAD).sum(), int(counts.sum()))
+        counts = counts + SPREAD + UNSEEN * counts.mean()
+        return Factors(counts / counts.sum(), c, (self.uses, self.gradients))
 
 
 class ElementMoment:
@@ -140,46 +158,37 @@ class ElementMoment:
         squares = self.squares.double().cpu().numpy()
         rows, columns = squares.sum(1), squares.sum(0)
         if len(rows) == 1:  # few draws: an element alone is uncertain
-            return Factors(1, (1 - SPREAD) * columns + SPREAD * columns.mean(), np.ones(1), self.uses)
-        return Factors(1, columns * _ratio(1.0, columns.sum()), rows, self.uses)
+            return Factors(np.ones(1), (1 - SPREAD) * columns + SPREAD * columns.mean(), (self.uses, self.uses))
+        return Factors(rows, columns * _ratio(1.0, columns.sum()), (self.uses, self.uses))
 
 
 def combine(parts: list[Factors], scale: float) -> TensorStatistics:
     """One Kronecker product for the sum of several, of the same trace, times `scale`.
 
-    C = sum_k mean(R_k) C_k, R = sum_k R_k tr(C_k) / tr(C).  Where the axes differ the heavier ones stay full.
+    C = sum_k tr(R_k) C_k, R = sum_k R_k tr(C_k), over the trace.
     """
-    if len(parts) > 1:
-        traces = [p.diagonal.sum() * _trace(p.full) for p in parts]
-        axis = max((0, 1), key=lambda a: sum(t for t, p in zip(traces, parts) if p.axis == a))
-        parts = [
-            p if p.axis == axis else Factors(axis, p.diagonal, p.full if p.full.ndim == 1 else np.diag(p.full), p.uses)
-            for p in parts
-        ]
-        matrix = any(p.full.ndim == 2 for p in parts)
-        c = sum(p.diagonal.mean() * (np.diag(p.full) if matrix and p.full.ndim == 1 else p.full) for p in parts)
-        rows = sum(p.diagonal * _trace(p.full) for p in parts) * _ratio(1.0, _trace(c))
-        parts = [Factors(axis, c, rows, sum(p.uses for p in parts))]
-    (p,) = parts
-    return TensorStatistics(p.axis, p.full.astype(np.float32), (p.diagonal * scale).astype(np.float32), p.uses)
+    total = sum(part.trace for part in parts)
+    rows = _sum([(part.rows, _trace(part.columns)) for part in parts]) * _ratio(scale, total)
+    columns = _sum([(part.columns, _trace(part.rows)) for part in parts])
+    samples = sum(part.samples[0] for part in parts), sum(part.samples[1] for part in parts)
+    return TensorStatistics(rows.astype(np.float32), columns.astype(np.float32), samples)
+
+
+def _sum(sides: list[tuple[np.ndarray, float]]) -> np.ndarray:
+    """Weighted sum of matrices and diagonals."""
+    full = any(side.ndim == 2 for side, _ in sides)
+    return sum((np.diag(side) if full and side.ndim == 1 else side) * weight for side, weight in sides)
 
 
 def _project(c: np.ndarray, plane: tuple[int, int], uses: int) -> Factors:
-    """A matrix over all elements of a plane (one output channel) as the Kronecker product that keeps more of it."""
-    m, n = plane
-    blocks = c.reshape(m, n, m, n)
-    found = []
-    for axis, inner in ((1, np.einsum("ijik->ijk", blocks)), (0, np.einsum("jiki->ijk", blocks))):
-        full, diagonal = inner.sum(0), np.einsum("ijj->i", inner)
-        kept = _ratio(
-            float(np.einsum("i,ijk,jk->", diagonal, inner, full)), float(np.linalg.norm(diagonal) * np.linalg.norm(full))
-        )
-        found.append((kept, Factors(axis, full * _ratio(1.0, np.trace(full)), diagonal, uses)))
-    return max(found, key=lambda pair: pair[0])[1]
+    """A matrix over all elements of a plane (one output channel) as a Kronecker product of the same trace."""
+    blocks = c.reshape(*plane, *plane)
+    rows, columns = np.einsum("ijkj->ik", blocks), np.einsum("ijil->jl", blocks)
+    return Factors(rows, columns * _ratio(1.0, np.trace(columns)), (uses, uses))
 
 
-def _trace(full: np.ndarray) -> float:
-    return float(full.sum() if full.ndim == 1 else np.trace(full))
+def _trace(side: np.ndarray) -> float:
+    return float(side.sum() if side.ndim == 1 else np.trace(side))
 
 
 def _ratio(a: float, b: float) -> float:

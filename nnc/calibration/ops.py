@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InvalidArgument
-from .moments import Lookup, Product
+from .moments import WIDEST, Lookup, Product
 from .patches import Patches, Rows
 from .places import Places, Slot
 from .recurrent import CELLS, run_cell, run_layers
@@ -108,7 +108,9 @@ class Capture(TorchFunctionMode):
             x = x.clone()
         out = run(x, self._leaf(slot, "swapped" if slot.swapped else "product", weight))
         if self.survey is not None:
-            self.survey.matrices[name] = 4 * inputs(x).columns ** 2
+            outputs = out.numel() // max(1, inputs(x).positions)
+            wide = outputs**2 if outputs <= WIDEST else outputs
+            self.survey.matrices[name] = 4 * (inputs(x).columns ** 2 + wide)
             self.bytes[name] = self.bytes.get(name, 0) + 4 * (x.numel() + out.numel())
         if name not in self.active:
             return out

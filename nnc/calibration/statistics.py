@@ -1,12 +1,11 @@
 """What is known about the loss near the weights: one Kronecker product per tensor, in the units of the fidelity.
 
-    loss(E) = 1/2 sum_i diagonal[i] * E_i full E_i^T
+    loss(E) = 1/2 tr(R E C E^T)
 
-for an error E of the plane of a tensor, E_i its rows (axis = 1, `full` runs over the columns) or its columns (axis = 0, `full`
-runs over the rows).  It is the Fisher matrix of the network in Kronecker-factored form (Martens & Grosse, "Optimizing neural
-networks with Kronecker-factored approximate curvature", ICML 2015), one of whose sides is kept as a diagonal only.
+for an error E of the plane of a tensor; R belongs to its rows, C to its columns.  It is the Fisher matrix of the network in
+Kronecker-factored form (Martens & Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML 2015).
 
-The file is a .safetensors file: for tensor number k the entries "k.full" and "k.diagonal", and in the metadata the version,
+The file is a .safetensors file: for tensor number k the entries "k.rows" and "k.columns", and in the metadata the version,
 the kind, the number of predictions and a fingerprint of the model.
 """
 
@@ -28,47 +27,44 @@ from ..errors import Corruption, InvalidArgument
 
 FORMAT = "nnc statistics"
 VERSION = 1
-CHUNK = 1 << 22  # values of an error that are widened at a time
 
 
 @dataclass(frozen=True, eq=False)
 class TensorStatistics:
     """Statistics of one tensor whose plane has m rows and n columns; arrays are float32.
 
-    axis      the axis of the plane over which `full` runs: 1 columns, 0 rows
-    full      (n, n) for axis 1 or (m, m) for axis 0, symmetric, often singular; 1-D if only its diagonal is known
-    diagonal  (m,) for axis 1 or (n,) for axis 0, not negative
-    uses      positions at which the tensor was used, over all batches
+    rows      R, (m, m), symmetric, often singular; (m,) where only its diagonal is known
+    columns   C, (n, n) or (n,)
+    samples   independent samples behind R and behind C: positions at which the tensor was used, times draws of labels for gradients
 
     All zero if the tensor's inputs were zero throughout: then nothing is known about it.
     """
 
-    axis: int
-    full: np.ndarray
-    diagonal: np.ndarray
-    uses: int
+    rows: np.ndarray
+    columns: np.ndarray
+    samples: tuple[int, int]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n) of the plane."""
-        sizes = (len(self.diagonal), len(self.full))
-        return sizes if self.axis == 1 else sizes[::-1]
+        return len(self.rows), len(self.columns)
+
+    @property
+    def transposed(self) -> TensorStatistics:
+        """Those of the transposed plane."""
+        return TensorStatistics(self.columns, self.rows, self.samples[::-1])
 
     def loss(self, error: np.ndarray) -> float:
-        """Predicted increase of the fidelity's distance for an error (m, n) float32, in float64 sums.
+        """Predicted increase of the fidelity's distance for an error (m, n) float32.
 
         Raises InvalidArgument for another shape.
         """
         if error.shape != self.shape:
             raise InvalidArgument(f"the error has shape {tuple(error.shape)}, the statistics are of a plane {self.shape}")
-        rows = error if self.axis == 1 else error.T
-        total, step = 0.0, max(1, CHUNK // max(1, rows.shape[1]))
-        for start in range(0, len(rows), step):
-            part = np.ascontiguousarray(rows[start : start + step], dtype=np.float32)
-            product = part * self.full if self.full.ndim == 1 else part @ self.full
-            power = np.einsum("ij,ij->i", product, part, dtype=np.float64)
-            total += float(power @ self.diagonal[start : start + step].astype(np.float64))
-        return 0.5 * total
+        error = np.ascontiguousarray(error, dtype=np.float32)
+        right = error * self.columns if self.columns.ndim == 1 else error @ self.columns
+        left = error * self.rows[:, None] if self.rows.ndim == 1 else self.rows @ error
+        return 0.5 * float(np.einsum("ij,ij->", left, right, dtype=np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +91,9 @@ class Statistics:
         numbers = {key: number for number, key in enumerate(unique)}
         arrays = {}
         for key, entry in unique.items():
-            arrays[f"{numbers[key]}.full"] = np.ascontiguousarray(entry.full)
-            arrays[f"{numbers[key]}.diagonal"] = np.ascontiguousarray(entry.diagonal)
-        table = {name: [numbers[id(entry)], entry.axis, entry.uses] for name, entry in self.tensors.items()}
+            arrays[f"{numbers[key]}.rows"] = np.ascontiguousarray(entry.rows)
+            arrays[f"{numbers[key]}.columns"] = np.ascontiguousarray(entry.columns)
+        table = {name: [numbers[id(entry)], *entry.samples] for name, entry in self.tensors.items()}
         metadata = {
             "format": FORMAT,
             "version": str(VERSION),
@@ -137,10 +133,10 @@ class Statistics:
                     )
                 table = json.loads(metadata["tensors"])
                 entries: dict[int, TensorStatistics] = {}
-                for number, axis, uses in table.values():
+                for number, *samples in table.values():
                     if number not in entries:
-                        full, diagonal = file.get_tensor(f"{number}.full"), file.get_tensor(f"{number}.diagonal")
-                        entries[number] = _checked(TensorStatistics(axis, full, diagonal, uses), path)
+                        rows, columns = file.get_tensor(f"{number}.rows"), file.get_tensor(f"{number}.columns")
+                        entries[number] = _checked(TensorStatistics(rows, columns, (int(samples[0]), int(samples[1]))), path)
                 return cls(
                     {name: entries[row[0]] for name, row in table.items()},
                     metadata["kind"],
@@ -160,10 +156,9 @@ class Statistics:
 
 
 def _checked(entry: TensorStatistics, path: str | os.PathLike[str]) -> TensorStatistics:
-    full, diagonal = entry.full, entry.diagonal
-    square = full.ndim == 1 or (full.ndim == 2 and full.shape[0] == full.shape[1])
-    if entry.axis not in (0, 1) or not square or diagonal.ndim != 1 or {full.dtype, diagonal.dtype} != {np.dtype(np.float32)}:
-        raise Corruption(f"{path}: damaged table of statistics (axis or shape); gather anew")
-    if not (np.isfinite(full).all() and np.isfinite(diagonal).all()):
-        raise Corruption(f"{path}: statistics that are not finite; gather anew")
+    for side in (entry.rows, entry.columns):
+        if side.ndim not in (1, 2) or side.shape != (len(side),) * side.ndim or side.dtype != np.float32:
+            raise Corruption(f"{path}: damaged table of statistics (shape or dtype); gather anew")
+        if not np.isfinite(side).all():
+            raise Corruption(f"{path}: statistics that are not finite; gather anew")
     return entry

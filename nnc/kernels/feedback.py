@@ -122,14 +122,15 @@ def _search_survivors(x, classes, first, last, rate, low, shift, labelling, pred
         feedback[s, : last - first] = 0
     for i in range(first, last):
         c = 2 * np.int64(classes[i])
-        row = matrix[i]
+        row = matrix[i, i + 1 : last]
         if c == 0:
             for s in range(states):
                 d = x[i] - feedback[s, i - first]
                 error_of[i - first, s] = d
                 state_of[i - first, s] = s
-                for later in range(i + 1, last):
-                    feedback[s, later - first] += d * row[later]
+                mine = feedback[s, i + 1 - first : last - first]
+                for p in range(len(mine)):
+                    mine[p] += d * row[p]
             continue
         least = np.float32(np.inf)
         for s in range(states):
@@ -186,8 +187,10 @@ def _search_survivors(x, classes, first, last, rate, low, shift, labelling, pred
             state_of[i - first, t] = s
             error_of[i - first, t] = d
             if a < _FAR:
-                for later in range(i + 1, last):
-                    other[t, later - first] = feedback[s, later - first] + d * row[later]
+                before = feedback[s, i + 1 - first : last - first]
+                after = other[t, i + 1 - first : last - first]
+                for p in range(len(row)):
+                    after[p] = before[p] + d * row[p]
         for t in range(states):
             cost[t] = new[t] - least if new[t] < _FAR else _FAR
         feedback, other = other, feedback
@@ -278,9 +281,9 @@ def search_band(
                         x, c, top, bottom, rate, low, shift, labelling, pred, state[band], matrix, survivors, found, wrong
                     )
                     for i in range(top, bottom):
-                        row = matrix[i]
-                        for later in range(bottom, rows):
-                            x[later] -= wrong[i] * row[later]
+                        row, below = matrix[i, bottom:], x[bottom:]
+                        for p in range(len(row)):
+                            below[p] -= wrong[i] * row[p]
                 else:
                     for p in range(n):  # those that are coded move together
                         x[top + p] = x[where[p]]
