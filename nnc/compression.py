@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -22,18 +23,22 @@ from .encoder import EncodedTensor, tensor_bytes
 from .encoding import Encoding, Progress
 from .errors import Corruption, InvalidArgument
 from .plan import plan_tensors
-from .restoration import open_compressed
-from .targets import meet_size, meet_snr
+from .restoration import load, open_compressed
+from .targets import meet_loss, meet_size, meet_snr
 from .workers import check_threads, open_workers
 
 SHARD_BYTES = 5_000_000_000  # of a file in a folder
+MOST_CORRECTION = 30.0  # of a predicted divergence by a measured one
+
+Measure = Callable[[dict[str, torch.Tensor]], float]
 
 
 @dataclass(frozen=True)
 class Summary:
     """What was written.  parameters: elements of the untied float tensors; snr: of the coded tensors with more than one long
-    axis, in dB; loss: predicted from calibration, None without; kept: names of tensors stored without loss because they hold NaN or Inf; left_out: entries of the source that are
-    not carried along."""
+    axis, in dB; kept: names of tensors stored without loss because they hold NaN or Inf; left_out: entries of the source that are
+    not carried along.  With calibration also loss: predicted divergence from the original network, measured: that on held-back
+    inputs, unseen: names of quantized tensors that calibration said nothing of."""
 
     files: tuple[Path, ...]
     file_bytes: int
@@ -42,9 +47,11 @@ class Summary:
     tensors: int
     snr: float
     factor: float
-    loss: float | None
     kept: tuple[str, ...]
     left_out: tuple[str, ...]
+    loss: float | None = None
+    measured: float | None = None
+    unseen: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -58,6 +65,7 @@ def compress(
     *,
     config: str | os.PathLike | Config | None = None,
     statistics: str | os.PathLike | Statistics | None = None,
+    measure: Measure | None = None,
     rules: tuple = (),
     weights_key: str | None = None,
     threads: int | None = None,
@@ -67,7 +75,8 @@ def compress(
 ) -> Summary:
     """Compress a checkpoint to `destination`: one file if that ends in .safetensors, else a folder with the side files.
 
-    source: Hugging Face folder, .safetensors, torch file, module or mapping.  options: one of bits, size, snr, step; effort,
+    source: Hugging Face folder, .safetensors, torch file, module or mapping.  statistics: of the same network, from calibration;
+    measure: divergence of a state dict from the original on held-back inputs.  options: one of bits, size, snr, step, kl; effort,
     states, labelling, lagrangian, shard_bytes (see Config).  threads: default all cores; the bytes do not depend on it.
     progress: called with (done, total, what).
 
@@ -76,6 +85,10 @@ def compress(
     asked = make_config(config, tuple(rules), **options)
     threads = check_threads(threads)
     statistics = Statistics.load(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
+    if asked.target[0] == "kl" and statistics is None:
+        raise InvalidArgument(f"kl = {asked.kl:g} is predicted from calibration: give data or statistics, or ask for bits or snr")
+    if asked.target[0] == "step" and statistics is not None:
+        raise InvalidArgument("one step for all tensors leaves nothing to calibration: leave out step, or data and statistics")
     destination = Path(destination)
     folder = destination.suffix != ".safetensors"
     if folder and destination.suffix in (".pt", ".pth", ".bin", ".th", ".nnc"):
@@ -87,7 +100,7 @@ def compress(
     with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
         plans = plan_tensors(checkpoint, asked, workers, progress, statistics)
         limit = (asked.shard_bytes or SHARD_BYTES) if folder else None
-        assembly, factor = _meet_target(Encoding(checkpoint, plans, asked, workers, progress, limit))
+        assembly, factor, measured = _meet_target(Encoding(checkpoint, plans, asked, workers, progress, limit), measure)
         with atomic_output(destination, folder=folder, overwrite=overwrite) as temporary:
             written = _write(assembly, temporary, folder)
             if folder:
@@ -102,21 +115,38 @@ def compress(
             len(plans),
             assembly.snr({plan.name for plan in plans if plan.treatment == "coded"}),
             factor,
-            assembly.loss if statistics else None,
             tuple(plan.name for plan in plans if plan.nonfinite),
             left_out,
+            assembly.loss if statistics else None,
+            measured,
+            tuple(p.name for p in plans if p.treatment in ("coded", "vector") and not p.sensitivity) if statistics else (),
         )
 
 
-def _meet_target(encoding: Encoding) -> tuple[Assembly, float]:
+def _meet_target(encoding: Encoding, measure: Measure | None) -> tuple[Assembly, float, float | None]:
     """Encode with the common factor of all steps that meets the target; several times if need be."""
     kind, wanted = encoding.asked.target
     if kind == "step":
-        return encoding.encode(wanted), wanted
-    if kind == "snr":
-        return meet_snr(encoding, wanted)
-    goal = wanted if kind == "size" else wanted * sum(plan.weights for plan in encoding.plans) / 8
-    return meet_size(encoding, goal, f"{kind} = {wanted:g}")
+        assembly, factor = encoding.encode(wanted), wanted
+    elif kind == "snr":
+        assembly, factor = meet_snr(encoding, wanted)
+    elif kind == "kl":
+        assembly, factor = meet_loss(encoding, wanted)
+        measured = measure(_decode(assembly)) if measure else 0.0
+        if measured > 0:  # the prediction is corrected once
+            change = min(MOST_CORRECTION, max(1 / MOST_CORRECTION, wanted / measured))
+            assembly, factor = meet_loss(encoding, assembly.loss * change, factor * change**0.5)
+    else:
+        goal = wanted if kind == "size" else wanted * sum(plan.weights for plan in encoding.plans) / 8
+        assembly, factor = meet_size(encoding, goal, f"{kind} = {wanted:g}")
+    return assembly, factor, measure(_decode(assembly)) if measure else None
+
+
+def _decode(assembly: Assembly) -> dict[str, torch.Tensor]:
+    """All tensors as a reader of the files will see them."""
+    with TemporaryDirectory() as folder:
+        _write(assembly, Path(folder) / "files", True)
+        return load(Path(folder) / "files")
 
 
 def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:

@@ -11,7 +11,7 @@ from math import isfinite
 from .errors import InvalidArgument
 from .quantize.trellis import LABELLINGS, STATES
 
-TARGETS = ("bits", "size", "snr", "step")
+TARGETS = ("bits", "size", "snr", "step", "kl")
 ACTIONS = ("exact", "skip", "finer", "coarser")
 DEFAULT_SNR = 25.0  # dB: about four bits per weight
 
@@ -77,7 +77,8 @@ class Rule:
 @dataclass(frozen=True)
 class Config:
     """The whole request.  Exactly one target: bits per parameter of the whole file, size in bytes, snr in dB over all coded
-    weights, or one absolute step.
+    weights, one absolute step, or with calibration kl, the predicted divergence from the original network (KL in nats, 1 - cosine or
+    mean squared error, whatever the kind of its output).
 
     effort: name of an Effort, whose states and Lagrangian (step^2 per bit) may be set on their own; labelling: auto, plain or
     sign-symmetric; shard_bytes: of the files
@@ -88,6 +89,7 @@ class Config:
     size: int | None = None
     snr: float | None = None
     step: float | None = None
+    kl: float | None = None
     effort: str = "default"
     states: int | None = None
     labelling: str = "auto"

@@ -153,12 +153,12 @@ def _or_exact(name: str, tensor: torch.Tensor, encoded: EncodedTensor | None) ->
 def encode_logarithmic(
     name: str, tensor: torch.Tensor, bank: ModelBank, coarse: int = 0, sensitivity: Sensitivity | None = None
 ) -> EncodedTensor | None:
-    """Code a tensor of positive values on the logarithmic grid, 2^coarse of its points apart; None if it has others."""
+    """Code a tensor of positive values on the logarithmic grid, 2^(coarse / 2) of its points apart; None if it has others."""
     split, plane = make_plane(tensor)
     levels = logarithms(plane)
     if levels is None:
         return None
-    steps = StepCodes(np.full(len(plane), 2 * coarse, np.int16), UNITS.value(0)), StepCodes.even(plane.shape[1])
+    steps = StepCodes(np.full(len(plane), coarse, np.int16), UNITS.value(0)), StepCodes.even(plane.shape[1])
     job = Job(levels[0], split, 1.0, levels[1], False, steps if coarse else None, sensitivity)
     powers = measure_powers(job.relative_plane(levels[0]))
     return _encode_plane(name, tensor, job, powers, Search(1, LOGARITHMIC, 0.0, 1), bank, None)
@@ -167,16 +167,14 @@ def encode_logarithmic(
 def encode_vector(
     name: str, tensor: torch.Tensor, powers: Powers, sensitivity: Sensitivity, factor: float, search: Search
 ) -> EncodedTensor:
-    """Code a tensor with one long axis at the steps that its sensitivity asks for, positive values on the logarithmic grid.  Its gradients are
-    few and noisy, so its steps are half as large.
-    """
+    """Code a tensor with one long axis at the step that its sensitivity asks for, positive values on the logarithmic grid."""
     plane = make_plane(tensor)[1]
     power = np.outer(sensitivity.rows**-2.0, sensitivity.columns**-2.0)  # squared errors cost that much
-    octaves = 0.5 * factor / (np.log(2) * np.sqrt((power * np.square(plane, dtype=np.float64)).mean()))
-    coarse = int(np.clip(np.floor(np.log2(RESOLUTION * octaves)), 0, 5))
+    octaves = factor / (np.log(2) * np.sqrt((power * np.square(plane, dtype=np.float64)).mean()))
+    coarse = int(np.clip(np.floor(2 * np.log2(RESOLUTION * octaves)), 0, 10))
     if result := encode_logarithmic(name, tensor, ModelBank(), coarse, sensitivity):
         return result
-    wanted = 0.5 * factor / np.sqrt(power.mean())
+    wanted = factor / np.sqrt(power.mean())
     step = short_step(min(max(wanted, FINEST_VECTOR * powers.rms), COARSEST_VECTOR * powers.rms))
     return encode_coded(name, tensor, powers, step, search, ModelBank(), sensitivity=sensitivity)
 

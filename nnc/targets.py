@@ -23,6 +23,7 @@ ROUNDS = 8  # full encodings at most
 CLOSE = 0.993  # aim at this part of a size ...
 ENOUGH = 0.985  # ... and be content from this part on
 CLOSE_DB = 0.02
+CLOSE_LOSS = 0.01
 
 
 def meet_size(encoding: Encoding, goal: float, asked: str) -> tuple[Assembly, float]:
@@ -84,6 +85,27 @@ def meet_snr(encoding: Encoding, wanted: float) -> tuple[Assembly, float]:
         if abs(difference) < CLOSE_DB or not np.isfinite(difference):
             break
         used, factor = factor, factor * 10 ** (difference / 20)
+    else:
+        factor = used
+    return assembly, factor
+
+
+def meet_loss(encoding: Encoding, wanted: float, start: float | None = None) -> tuple[Assembly, float]:
+    """The output whose predicted loss is `wanted`, to 1 % where steps allow, and its factor.  start: a factor that is about right."""
+    calibrated = [plan for plan in encoding.coded if plan.sensitivity]
+    if not calibrated:
+        raise InvalidArgument(f"kl = {wanted:g} needs calibration, which saw no tensor that is quantized: ask for bits or size")
+
+    def estimate(factor: float) -> float:
+        return 10 * log10(max(sum(trial.loss for trial in _trials(encoding, factor)), 1e-300))
+
+    goal = 10 * log10(wanted)
+    factor = start or find_factor(lambda f: -estimate(f), -goal, _start(encoding.coded), -6.02)
+    for _ in range(ROUNDS):
+        assembly = encoding.encode(factor)
+        if assembly.loss == 0 or abs(assembly.loss / wanted - 1) < CLOSE_LOSS:
+            break
+        used, factor = factor, factor * max(1 / 8, min(8.0, (wanted / assembly.loss) ** 0.5))
     else:
         factor = used
     return assembly, factor
