@@ -1,6 +1,7 @@
 """nnc: neural network weight compression.
 
     nnc.compress("model/", "small/", bits=3)      # Hugging Face folder, .safetensors, torch file, module, state dict
+    nnc.compress("model/", "small/", bits=2, data="text.txt")  # calibrated: bits go to where the output needs them
     state = nnc.load("small/")                    # original names, shapes and dtypes
     nnc.load_into(model, "small/")
 
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 from .errors import Corruption, InsufficientData, InvalidArgument, NncError, Unsupported
 
 if TYPE_CHECKING:
-    from .compression import Summary, compress
+    from .calibrated import CalibratedSummary, calibrate, compress
+    from .calibration.statistics import Statistics
+    from .compression import Summary
     from .config import Config, Rule
     from .evaluation import evaluate, sweep
     from .inspection import FileInfo, TensorInfo, inspect
@@ -22,11 +25,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-_MODULES = {"compression": ("Summary", "compress"), "config": ("Config", "Rule"), "evaluation": ("evaluate", "sweep"),
+_MODULES = {"calibrated": ("CalibratedSummary", "calibrate", "compress"), "calibration.statistics": ("Statistics",),
+            "compression": ("Summary",), "config": ("Config", "Rule"), "evaluation": ("evaluate", "sweep"),
             "inspection": ("FileInfo", "TensorInfo", "inspect"), "restoration": ("decompress", "load", "load_into", "verify")}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = ["Config", "Corruption", "FileInfo", "InsufficientData", "InvalidArgument", "NncError", "Rule", "Summary", "TensorInfo",
-           "Unsupported", "compress", "decompress", "evaluate", "inspect", "load", "load_into", "sweep", "verify"]
+__all__ = ["CalibratedSummary", "Config", "Corruption", "FileInfo", "InsufficientData", "InvalidArgument", "NncError", "Rule",
+           "Statistics", "Summary", "TensorInfo", "Unsupported", "calibrate", "compress", "decompress", "evaluate", "inspect", "load", "load_into", "sweep", "verify"]
 
 
 def __getattr__(name: str):

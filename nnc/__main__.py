@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import compress, evaluate, info, restore
+from .commands import calibrate, compress, evaluate, info, restore
 from .commands.options import Parser
 from .commands.output import printable
 from .errors import Corruption, InsufficientData, InvalidArgument, NncError, Unsupported
@@ -57,7 +57,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="nnc", description=ABOUT, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"nnc {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (compress, restore, info, evaluate):
+    for module in (compress, calibrate, restore, info, evaluate):
         module.add_parsers(commands)
     return parser
 

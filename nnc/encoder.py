@@ -171,7 +171,7 @@ def encode_vector(
     plane = make_plane(tensor)[1]
     power = np.outer(sensitivity.rows**-2.0, sensitivity.columns**-2.0)  # squared errors cost that much
     octaves = factor / (np.log(2) * np.sqrt((power * np.square(plane, dtype=np.float64)).mean()))
-    coarse = int(np.clip(np.floor(2 * np.log2(RESOLUTION * octaves)), 0, 10))
+    coarse = 2 * int(np.clip(np.floor(np.log2(RESOLUTION * octaves)), 0, 5))  # whole octaves: all points are of the fine grid
     if result := encode_logarithmic(name, tensor, ModelBank(), coarse, sensitivity):
         return result
     wanted = factor / np.sqrt(power.mean())

@@ -86,17 +86,17 @@ def _shrinkage(full: np.ndarray, diagonal: np.ndarray, samples: int) -> float:
     scale = 1 / np.sqrt(diagonal)
     square = float(np.square(full * scale[:, None] * scale).sum())
     size = len(full)
-    part = (size**2 - square) / (max(1, samples) * max(square - size, 1e-9 * size))
+    part = (size**2 - square) / (max(1, samples) * max(square - size, 1e-9 * size)) if samples > 1 else 1.0
     return min(max(part, 0.0) / max(1 - part, 0.1), 10.0)
 
 
 def _invert(full: np.ndarray, diagonal: np.ndarray, damping: float) -> np.ndarray:
-    """Upper triangular U, float64, with `U^T U = (C + damping diag C)^-1`; more damping where that is not positive definite."""
+    """Upper triangular U, float64, with `U^T U = ((C + damping diag C) / (1 + damping))^-1`; more damping where that is not positive definite."""
     matrix = torch.from_numpy(np.ascontiguousarray(full[::-1, ::-1]))
     flipped = torch.from_numpy(np.ascontiguousarray(diagonal[::-1]))
     while True:
-        damped = matrix.clone()
-        damped.diagonal().copy_(flipped * (1 + damping))
+        damped = matrix / (1 + damping)
+        damped.diagonal().copy_(flipped)  # a share of the diagonal, not more of it: the steps must not shrink with the damping
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             break
@@ -127,9 +127,9 @@ def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, sta
     rows, columns = factor * sensitivity.rows, sensitivity.columns
     square = np.square(plane, dtype=np.float64)
     for _ in range(2):
-        spread = np.sqrt(square @ columns**-2.0 / plane.shape[1])
+        spread = np.sqrt((square * columns**-2.0).mean(1))  # no BLAS: its sums may depend on the number of threads
         rows = np.where(spread > 0, np.minimum(rows, most * spread), rows)
-        spread = np.sqrt((rows**-2.0) @ square / plane.shape[0])
+        spread = np.sqrt((square * (rows**-2.0)[:, None]).mean(0))
         columns = np.where(spread > 0, np.minimum(columns, most * spread), columns)
     row_codes, middle = choose_codes(np.log2(rows), plane.shape[1])
     column_codes, rest = choose_codes(np.log2(columns), plane.shape[0])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from nnc.calibration.gather import gather
 from nnc.calibration.labels import Labels
-from torch import nn
 
 FACTORS = {"logits": 1, "unit": 1, "values": 2}
 
@@ -125,12 +126,14 @@ def check_product(found, rows, columns, total=None):
 
 
 def explicit(model, batches, kind, layer, x_of, draws, seed=0):
-    """Sums over batches, draws and positions of g g^T and of x x^T, and the traces of the Fisher matrix with independent positions
-    and with those of a batch together; by autograd, hooks and a loop over positions only."""
+    """Rows, columns and trace of the Fisher matrix with independent positions, and with those of a batch together: sums over batches,
+    draws and positions of g g^T and of x x^T, for the second half of it from whole gradients.  By autograd, hooks and loops only."""
     seen = {}
     hook = layer.register_forward_hook(lambda _, inputs, out: seen.update(x=inputs[0].detach(), y=out))
     outputs, columns = layer.weight.shape[0], layer.weight[0].numel()
-    rows, moment, total, joint, count = np.zeros((outputs, outputs)), np.zeros((columns, columns)), 0.0, 0.0, 0
+    rows, moment = np.zeros((outputs, outputs)), np.zeros((columns, columns))
+    whole_rows, whole_moment = np.zeros_like(rows), np.zeros_like(moment)
+    total, count = 0.0, 0
     for number, args in enumerate(batches):
         y = model(*args)
         count += y.numel() if kind == "values" else y.numel() // y.shape[-1]
@@ -144,18 +147,21 @@ def explicit(model, batches, kind, layer, x_of, draws, seed=0):
             for mine, x in zip(g.double().numpy(), xs):
                 rows += np.outer(mine, mine) / draws
                 total += float(((mine**2).sum(1) * (x**2).sum(1)).sum()) / draws
-            joint += float(w.double().square().sum()) / draws
+            w = w.reshape(outputs, columns).double().numpy()
+            whole_rows += w @ w.T / draws
+            whole_moment += w.T @ w / draws
     hook.remove()
     scale = FACTORS[kind] / count
-    return rows, moment, total * scale, joint * scale
+    joint = trace(whole_rows)
+    halves = [a / trace(a) + b / trace(b) for a, b in ((rows, whole_rows), (moment, whole_moment))]
+    return (rows, moment, total * scale), (*halves, joint * scale)
 
 
 def check_matrix(model, batches, layer, x_of, name, kind="logits"):
     draws = 3
-    rows, moment, total, joint = explicit(model.eval(), batches, kind, layer, x_of, draws)
-    for together, expected in ((False, total), (True, joint)):
-        found = gather(model, batches, kind, draws=draws, joint=together, temperature=1.0).tensors[name]
-        check_product(found, rows, moment, expected)
+    for together, expected in enumerate(explicit(model.eval(), batches, kind, layer, x_of, draws)):
+        found = gather(model, batches, kind, draws=draws, joint=bool(together), temperature=1.0).tensors[name]
+        check_product(found, *expected)
         assert found.samples[0] == draws * found.samples[1]
 
 

@@ -17,11 +17,18 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import nnc
+from nnc.calibration.statistics import Statistics, TensorStatistics
+from nnc.encoder import make_plane
+from nnc.entropy.scales import MOST
+from nnc.quantize.steps import StepCodes
+from nnc.sensitivity import choose_codes
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_decoder as reference  # noqa: E402
@@ -33,12 +40,15 @@ Source = dict[str, Tensor] | nn.Module
 
 @dataclass(frozen=True)
 class Case:
-    """A golden file: `source` makes the checkpoint from a seeded generator; `folder`: with shards."""
+    """A golden file: `source` makes the checkpoint from a seeded generator; `folder`: with shards; `calibrated`: with made-up
+    statistics of the loss; `unit`: of all step codes, whatever the encoder would choose."""
     name: str
     source: Callable[[torch.Generator], Source]
     options: dict = field(default_factory=dict)
     seed: int = 1
     folder: bool = False
+    calibrated: bool = False
+    unit: int | None = None
 
     @property
     def path(self) -> Path:
@@ -177,6 +187,15 @@ def several(g: torch.Generator) -> Source:
     return {f"layer.{i}.weight": normal(g, 40, 50) for i in range(4)} | others
 
 
+def uneven_losses(g: torch.Generator) -> Source:
+    return {"w": normal(g, 60, 50), "few rows": normal(g, 9, 70), "conv": normal(g, 8, 6, 3, 3).half(),
+            "few columns": normal(g, 70, 9).bfloat16(), "bias": normal(g, 40)}
+
+
+def insensitive_gains(g: torch.Generator) -> Source:
+    return {"w": normal(g, 40, 30)} | {f"gain.{n}": torch.exp(normal(g, 90)) for n in range(6)}
+
+
 CASES = [
     *(Case(f"states-{n}", layers, {"step": 0.4, "states": n, "labelling": "plain"}, seed=n) for n in STATES),
     *(Case(f"states-{n}-sign-symmetric", layers, {"step": 0.8, "states": n, "labelling": "sign-symmetric"}, seed=n)
@@ -211,6 +230,12 @@ CASES = [
     Case("nothing", lambda g: {"nothing": torch.zeros(0)}),
     Case("effort-fast", several, {"bits": 2.5, "effort": "fast"}),
     Case("effort-max", several, {"bits": 2.5, "effort": "max"}),
+    *(Case(f"calibrated-{n}", uneven_losses, {"bits": 4, "states": n}, seed=n, calibrated=True) for n in (1, 8, 64)),
+    Case("calibrated-sign-symmetric", uneven_losses, {"bits": 2.5, "labelling": "sign-symmetric"}, calibrated=True),
+    Case("calibrated-ctus", lambda g: {"w": normal(g, 300, 300)}, {"bits": 2}, calibrated=True),
+    Case("calibrated-logarithmic", insensitive_gains, {"bits": 5}, calibrated=True),
+    *(Case(f"step-unit-{unit}", uneven_losses, {"bits": 5}, seed=unit, calibrated=True, unit=unit)
+      for unit in reference.UNITS),
     Case("shards", several, {"snr": 18, "shard_bytes": 1800}, folder=True),
 ]
 
@@ -230,15 +255,45 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def make_statistics(source: Source, seed: int) -> Statistics:
+    """Second moments of small integers that have a part in common; of vectors a diagonal, the first one
+    very large, each a tenth of that before."""
+    rng, found, vectors = np.random.default_rng(seed), {}, 0
+
+    def moment(size: int) -> np.ndarray:
+        x = rng.integers(-4, 5, (256, size)) * rng.integers(1, 5, size) + 3 * rng.integers(-3, 4, (256, 1))
+        return (x.T @ x / 4096).astype(np.float32)
+
+    for name, tensor in source.items():
+        m, n = make_plane(tensor)[1].shape
+        if m > 1:
+            found[name] = TensorStatistics(moment(m), moment(n), (4096, 4096))
+        else:
+            found[name] = TensorStatistics(np.ones(1, np.float32), np.diagonal(moment(n)) * np.float32(1e10 * 0.1**vectors), (4096, 4096))
+            vectors += 1
+    return Statistics(found, "logits", 4096)
+
+
+def choose_unit(unit: int) -> Callable[[np.ndarray, int], tuple[StepCodes, float]]:
+    """As `choose_codes`, but for the unit."""
+    def choose(octaves: np.ndarray, weights: int) -> tuple[StepCodes, float]:
+        middle = choose_codes(octaves, weights)[1]
+        return StepCodes(np.clip(np.round((octaves - middle) * (128 / unit)), -MOST, MOST).astype(np.int16), unit), middle
+    return choose
+
+
 def write_golden(case: Case) -> None:
     remove(case.path)
-    nnc.compress(case.source(torch.Generator().manual_seed(case.seed)), case.path, threads=1, **case.options)
+    source = case.source(torch.Generator().manual_seed(case.seed))
+    statistics = make_statistics(source, case.seed) if case.calibrated else None
+    with patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes):
+        nnc.compress(source, case.path, threads=1, statistics=statistics, **case.options)
     tensors = loaded(case.path)
     if list(tensors.items()) != list(reference.decode(case.path).items()):
         remove(case.path)
         raise SystemExit(f"{case.name}: the reference decoder disagrees")
     origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__, "torch": torch.__version__, "options": case.options,
-              "seed": case.seed}
+              "seed": case.seed, "calibrated": case.calibrated, "unit": case.unit}
     listing = {name: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(data).hexdigest()} for name,
                (dtype, shape, data) in tensors.items()}
     case.note.write_text(json.dumps({"origin": origin, "tensors": listing}, indent=1) + "\n")

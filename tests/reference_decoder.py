@@ -338,7 +338,7 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int) -> C
     lanes["noises"].byte()
     row_codes, column_codes = read_codes(lanes), read_codes(lanes)
     row_steps, column_steps = read_steps(lanes), read_steps(lanes)
-    must(labelling != 2 or row_steps.mode == column_steps.mode == 0, "step codes on the logarithmic grid")
+    must(labelling != 2 or column_steps.mode == 0, "column steps on the logarithmic grid")
     rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
     if transposed:
         rows, columns = columns, rows
@@ -472,7 +472,7 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     column_exponent = [coding.column_steps.unit * code for code in column_step]
     row_index = [None if code == -64 else code - drop(e) for code, e in zip(row, row_exponent)]
     column_index = [None if code == -64 else code - drop(e) for code, e in zip(column, column_exponent)]
-    number = np.zeros((coding.rows, coding.columns), np.int64)  # what is multiplied by the step, or the level if logarithmic
+    number = np.zeros((coding.rows, coding.columns), np.int64)  # what is multiplied by the step of the row
     coded = np.zeros((coding.rows, coding.columns), bool)
     lengths = iter(coding.lengths)
     for top in range(0, coding.rows, coding.height):
@@ -650,9 +650,6 @@ def next_state(states: int, s: int, parity: int) -> int:
 
 
 def numerator(coding: Coding, k: int, q: int) -> int:
-    if coding.labelling == 2:
-        must(-100 <= k // 128 <= 100, "a logarithmic level out of range")
-        return k
     if coding.labelling == 1:
         return 2 * k - q * ((k > 0) - (k < 0))
     return k if coding.states == 1 else 2 * k + q
@@ -667,7 +664,9 @@ def values(coding: Coding, row_exponent: list[int], column_exponent: list[int], 
            coded: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):                                    # overflow to infinity is the rule
         if coding.labelling == 2:                                      # weights that are not coded have level 0
-            plane = power(number) * coding.step
+            exponent = number.astype(np.float32) * power(np.array(row_exponent, np.int64))[:, None]
+            must(bool(((-12801 < exponent) & (exponent < 12928)).all()), "a logarithmic exponent out of range")
+            plane = power(exponent.astype(np.int64)) * coding.step     # cut towards zero
         else:
             row_step = power(np.array(row_exponent, np.int64)) * coding.step
             must(bool(np.isfinite(row_step).all()), "the step of a row is infinite")

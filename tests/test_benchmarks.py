@@ -129,6 +129,31 @@ def test_gaussian_script_at_a_reduced_size(script, tmp_path):
     assert 1 < ratios["nnc, rounded"] < 1.05 < ratios["factorized"]
 
 
+def test_correlated_script_at_a_reduced_size(script, tmp_path):
+    correlated = script("correlated")
+    assert correlated.main(["--inputs", "96", "--size", "128", "--out", str(tmp_path)]) == 0
+    with open(tmp_path / "correlated.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(correlated.RATES) * len(correlated.CODERS)
+    distance = {(row["coder"], row["states"]): float(row["distance dB"]) for row in rows[: len(correlated.CODERS)]}
+    assert distance["no feedback", "1"] > distance["equal steps", "1"] > distance["column steps", "1"] > distance["column steps", "8"] > 0
+    assert all(abs(float(row["bits"]) - rate) < 0.05 for row, rate in zip(rows, np.repeat(correlated.RATES, len(correlated.CODERS))))
+    with open(tmp_path / "substitution.csv", newline="") as file:
+        gains = [float(row["gain dB"]) for row in csv.DictReader(file)]
+    assert len(gains) == 6 and min(gains) > 1
+
+
+def test_the_sources_of_correlated_errors(script):
+    correlated = script("correlated")
+    moment = correlated.make_moment(50)
+    s = np.sqrt(np.diagonal(moment))
+    assert moment[3, 7] == pytest.approx(0.9**4 * s[3] * s[7]) and np.log(s).std() == pytest.approx(0.7, abs=0.2)
+    values = np.linalg.eigvalsh(correlated.make_decaying(50, 0.9))[::-1]
+    assert values.sum() == pytest.approx(50)
+    np.testing.assert_allclose(values / values[0], (0.9 ** np.arange(50) + 1e-3) / (1 + 1e-3), rtol=1e-6)
+    assert correlated.Point(2.0, 0.5, 1.0).above(-3.0) == pytest.approx(-3.0103 + 3 + 12.0412, abs=1e-3)
+
+
 def test_random_checkpoints_have_the_shapes_they_stand_for(script):
     sources = script("sources")
     assert sum(int(np.prod(shape)) for shape in sources.minilm_shapes().values()) == 22_713_216

@@ -6,13 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nnc.calibration.gather import gather
-from nnc.calibration.labels import Labels
-from nnc.calibration.moments import SPREAD, UNSEEN
-from nnc.calibration.recurrent import run_cell, run_layers
-from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
 from calibration_networks import (
     Attention,
     Head,
@@ -28,6 +21,13 @@ from calibration_networks import (
     seeded,  # noqa: F401
     trace,
 )
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from nnc.calibration.gather import gather
+from nnc.calibration.labels import Labels
+from nnc.calibration.moments import SPREAD, UNSEEN
+from nnc.calibration.recurrent import run_cell, run_layers
 
 
 @pytest.mark.parametrize("kind", ["logits", "unit", "values"])
@@ -79,7 +79,7 @@ def test_one_output_channel_is_projected_on_its_plane():
     batches, layer = [(torch.randn(2, 1, 9, 9),)], model[2]
     found = gather(model, batches, "values", draws=2).tensors["2.weight"]
     unfold = lambda x: F.unfold(x, 3).transpose(1, 2).reshape(-1, 1, 54)  # noqa: E731
-    _, moment, _, joint = explicit(model, batches, "values", layer, unfold, 2)
+    _, (_, moment, joint) = explicit(model, batches, "values", layer, unfold, 2)
     blocks = moment.reshape(6, 9, 6, 9)
     check_product(found, np.einsum("ijkj->ik", blocks), np.einsum("ijil->jl", blocks), joint)
 
@@ -145,7 +145,8 @@ def test_inputs_by_outputs_matrix():
         check_product(found[mine], other.columns, other.rows, trace(other.rows) * trace(other.columns))
         assert found[mine].samples == other.samples[::-1] == (7, 14)
     c = (x.T @ x).numpy()
-    np.testing.assert_allclose(found["weight"].rows / trace(found["weight"].rows), c / np.trace(c), rtol=1e-4, atol=1e-6)
+    apart = gather(model, [(x,)], "logits", joint=False).tensors["weight"].rows
+    np.testing.assert_allclose(apart / trace(apart), c / np.trace(c), rtol=1e-4, atol=1e-6)
 
 
 def test_weights_of_one_row_or_column():
@@ -206,14 +207,14 @@ def test_weight_on_the_left():
 
 def test_attention():
     x = torch.randn(3, 4, 8)
-    found = gather(Attention(), [(x,)], "logits", draws=2)
+    found = gather(Attention(), [(x,)], "logits", draws=2, joint=False)
     inner = found.tensors["attention.in_proj_weight"]
     c = torch.einsum("bti,btj->ij", x, x).numpy()
     np.testing.assert_allclose(inner.columns / np.trace(inner.columns), c / np.trace(c), rtol=1e-3, atol=1e-6)
     assert inner.rows.shape == (24, 24) and (np.diagonal(inner.rows) > 0).all() and not found.unseen
     assert found.tensors["attention.out_proj.weight"].columns.shape == (8, 8)
     # queries and keys of their own: slices of rows
-    sliced = gather(Attention(), [(x, torch.randn(3, 5, 8))], "logits").tensors["attention.in_proj_weight"]
+    sliced = gather(Attention(), [(x, torch.randn(3, 5, 8))], "logits", joint=False).tensors["attention.in_proj_weight"]
     assert sliced.shape == (24, 8) and (np.diagonal(sliced.rows) > 0).all() and sliced.samples[1] == 12 + 15
     assert not sliced.rows[:8, 8:].any()  # queries and keys are products of their own
 
@@ -290,7 +291,7 @@ def test_projected_lstm_and_cells():
 def test_statistics_of_recurrent_layers(kind):
     layer = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](3, 4, 2, bidirectional=True, batch_first=True)
     model, x = Head(layer, 8), torch.randn(6, 5, 3)
-    found = gather(model, [(x,)], "logits", draws=2)
+    found = gather(model, [(x,)], "logits", draws=2, joint=False)
     assert not found.unseen and all(
         found.tensors[f"body.{n}"].columns.ndim == (2 if "weight" in n else 1) for n, _ in layer.named_parameters()
     )

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from nnc.calibration.gather import gather
-from nnc.calibration.statistics import Statistics
-from nnc.errors import Corruption, InsufficientData, InvalidArgument
+from calibration_networks import Mixed, mlp, seeded  # noqa: F401
 from safetensors.numpy import load, save_file
 from torch import nn
 
-from calibration_networks import Mixed, mlp, seeded  # noqa: F401
+from nnc.calibration.gather import gather
+from nnc.calibration.statistics import Statistics
+from nnc.errors import Corruption, InsufficientData, InvalidArgument
 
 
 def test_the_model_is_left_as_it_was():

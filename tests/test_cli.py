@@ -30,13 +30,16 @@ DIGITS = ROOT / "examples" / "digits_cnn.safetensors"
 CODE = ROOT / "examples" / "digits_cnn.py"
 ENCODING = {"--effort", "--states", "--labelling", "--lagrangian", "--config", "--rule"}
 CHOSEN = {"--task", "--data", "--model", "--option", "--device"}
+DATA = {"-d", "--data", "--task", "--model", "--option", "--kind", "--samples", "--seed", "--memory"}
 WRITING = {"-o", "--output", "--threads", "--overwrite", "--quiet", "--json"}
 OPTIONS = {
-    "compress": {*WRITING, *ENCODING, "--bits", "--size", "--snr", "--step", "--weights-key", "--shard-size"},
+    "compress": {*WRITING, *ENCODING, "--bits", "--size", "--snr", "--step", "--kl", "--weights-key",
+                 "--shard-size", *DATA, "--statistics", "--tune"},
+    "calibrate": {*DATA, "-o", "--output", "--draws", "--weights-key", "--quiet", "--json"},
     "decompress": WRITING,
     "verify": {"--threads", "--quiet", "--json"},
-    "info": {"--sort", "--json"},
-    "eval": {*CHOSEN, "--reference", "--layers", "--quiet", "--json"},
+    "info": {"--sort", "--statistics", "--reference", "--json"},
+    "eval": {*CHOSEN, "--reference", "--layers", "--statistics", "--per-tensor", "--quiet", "--json"},
     "sweep": {*CHOSEN, *ENCODING, "--bits", "--threads", "-o", "--output", "--no-plot", "--quiet", "--json"},
 }
 NET = """
@@ -199,7 +202,8 @@ def test_targets(run, tmp_path, options, check):
     data = json.loads(run("compress", DIGITS, "-o", tmp_path / "o.safetensors", "--json", *options))
     assert check(data) and data["file_bytes"] == (tmp_path / "o.safetensors").stat().st_size
     assert list(data) == ["source", "output", "files", "original_bytes", "file_bytes", "ratio", "parameters", "tensors",
-                          "bits_per_weight", "snr_db", "factor", "kept_exact", "left_out", "seconds"]
+                          "bits_per_weight", "snr_db", "factor", "kept_exact", "left_out", "kind", "calibrated_on",
+                          "predicted_divergence", "measured_divergence", "unseen", "notes", "seconds"]
 
 
 def test_encoding_options_reach_the_file(run, tmp_path):
@@ -328,7 +332,7 @@ def test_info_of_many_tensors_and_strange_names(run, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- eval and sweep
 
 REPORT = ["task", "metric", "value", "higher_is_better", "count", "finite", "reference_value", "fidelity", "layers", "notes",
-          "seconds", "loss", "perplexity"]
+          "seconds", "predicted", "tensors", "loss", "perplexity"]
 
 
 def test_eval(run, small, tmp_path):

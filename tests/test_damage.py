@@ -547,17 +547,20 @@ class OddUnit(Steps):
 
 STEP = zlib.compress(b"\x40")  # the code 64 for one row or column
 SMALL_STEP = zlib.compress(b"\xc0")  # the code -64
+ODD = zlib.compress(b"\x01")  # the code 1: with the unit 64 half an octave
+COARSEST = zlib.compress(b"\x0a")  # the code 10: with the unit 64 a step of 2^5, the largest that writers use on the logarithmic grid
 BIG = 2.0 ** 110
 
 
-def one_level(codes: bytes = b"", scale: int = 36, dtype: torch.dtype = torch.float32, **choices) -> bytes:
-    """A file of one weight at level 127 and with the scale index `scale`, a stream after its codes; all checks are right."""
+def one_level(codes: bytes = b"", scale: int = 36, level: int = 127, dtype: torch.dtype = torch.float32, shift: int = 0,
+              **choices) -> bytes:
+    """A file of one weight at a level and with the scale index `scale`, a stream after its codes; all checks are right."""
     words = np.empty(8, np.uint32)
-    number, digest = encode_tile(np.array([127], np.int32), np.array([scale], np.uint8), ModelBank().table_set(0).arrays,
-                                 make_trellis(1).next_state, 0, words)
+    number, digest = encode_tile(np.array([level], np.int32), np.array([scale], np.uint8), ModelBank().table_set(0).arrays,
+                                 make_trellis(1).next_state, shift, words)
     stream = pack_words(words[:number])
     unit = Unit(1, False, checksum(codes + stream), chain_digests([digest]))
-    return pack(coded((1,), dtype, base=36, streams=(len(stream),), **choices), data=codes + stream, units=(unit,))
+    return pack(coded((1,), dtype, base=36, shift=shift, streams=(len(stream),), **choices), data=codes + stream, units=(unit,))
 
 
 def steps(data: bytes, mode: str = "deflated", unit: int = 64, spread: int = 0) -> Steps:
@@ -590,12 +593,18 @@ STEPS_REFUSED = {
         "CTU", pack(coded((4, 1 << 13), split=1, transposed=True, height=4, width=1 << 12, streams=(0, 0)))),
     "plane recipe, transposed": ("plane recipe", pack(coded((4,), split=2, transposed=True))),
     "logarithmic, transposed": ("logarithmic", pack(coded((4,), labelling=2, transposed=True))),
-    "logarithmic with row steps": ("logarithmic", pack(coded((4,), labelling=2, row_steps=steps(STEP)), data=STEP)),
     "logarithmic with column steps": ("logarithmic", pack(coded((1,), labelling=2, column_steps=steps(STEP)), data=STEP)),
     "row step beyond float32": ("a step is beyond float32", pack(coded((4,), step=BIG, row_steps=steps(STEP)), data=STEP)),
     "row step that follows beyond float32": (
         "a step is beyond float32", pack(coded((4,), step=BIG, follow=True, row_steps=steps(STEP, unit=32),
                                                rows=codes("deflated", STEP, 0)), data=STEP + STEP)),
+    "logarithmic exponent beyond int64": (
+        "logarithmic", one_level(STEP, 1, (1 << 31) - 1, shift=16, labelling=2, row_steps=steps(STEP))),
+    "logarithmic exponent below int64": (
+        "logarithmic", one_level(STEP, 1, -1 << 31, shift=16, labelling=2, row_steps=steps(STEP))),
+    "logarithmic exponent beyond int32": ("logarithmic", one_level(STEP, 1, labelling=2, row_steps=steps(STEP))),
+    "logarithmic exponent of octave 101": ("logarithmic", one_level(COARSEST, 16, 404, labelling=2, row_steps=steps(COARSEST))),
+    "logarithmic exponent of octave -101": ("logarithmic", one_level(COARSEST, 16, -401, labelling=2, row_steps=steps(COARSEST))),
     "value beyond float32": ("value is beyond float32", one_level(step=3e38)),
     "value beyond float32, not of float32": (
         "value is beyond float32", one_level(step=3e38, dtype=torch.bfloat16)),
@@ -624,6 +633,11 @@ def test_hostile_steps_are_refused(place, case):
     (127 * 2.0**-30, one_level(STEP + SMALL_STEP, row_steps=steps(STEP, unit=4), column_steps=steps(SMALL_STEP))),
     (127 * 2.0**100, one_level(STEP, 1, step=2.0**84, column_steps=steps(STEP, unit=32))),
     (0.0, one_level(SMALL_STEP, step=1e-45, row_steps=steps(SMALL_STEP))),
+    (2.0**100.75 // 2**77 * 2**77, one_level(COARSEST, 16, 403, labelling=2, row_steps=steps(COARSEST))),
+    (2.0**-100, one_level(COARSEST, 16, -400, labelling=2, row_steps=steps(COARSEST))),
+    (1.0, one_level(SMALL_STEP, labelling=2, row_steps=steps(SMALL_STEP))),  # 127 / 2^32 is cut to 0
+    (2.0 ** (4 / 128) // 2**-23 * 2**-23, one_level(ODD, 34, 3, labelling=2, row_steps=steps(ODD))),  # 4.24 is cut to 4
+    (2.0 ** (124 / 128) // 2**-23 * 2**-24, one_level(ODD, 34, -3, labelling=2, row_steps=steps(ODD))),  # -4.24 to -4
 ])
 def test_steps_at_their_limits_are_read(place, value, data):
     path = place / "limit.safetensors"

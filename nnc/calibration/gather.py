@@ -1,6 +1,6 @@
 """Gathers the statistics of all float tensors of a network from inputs without labels.
 
-A first run over the data, without gradients, shows how each tensor is used.  Then the tensors are taken in groups whose full
+A first run over the data, without gradients, shows how each tensor is used.  Then the tensors are taken in groups whose
 matrices and kept activations fit in memory, one run over the data per group: per batch one forward pass and a few backward
 passes from labels that the network draws itself.  Random numbers depend on seed, batch and draw only, not on the groups.
 """
@@ -20,7 +20,7 @@ from ..errors import InsufficientData, InvalidArgument
 from .fingerprint import digest_batches, digest_model
 from .forward import find_layer, is_finite, run_batch
 from .labels import FACTORS, KINDS, Doubt, Labels, choose_draws, count_predictions
-from .moments import ElementMoment, Lookup, LookupMoment, Product, ProductMoment, combine
+from .moments import ElementMoment, Lookup, LookupMoment, Product, ProductMoment, WholeMoment, combine
 from .ops import Capture, Survey
 from .places import Place, Places
 from .statistics import Statistics, TensorStatistics
@@ -48,11 +48,11 @@ def gather(
     batches   argument tuples for `model(*args)`, the same ones each time it is iterated over
     kind      "logits" (..., classes), "unit" (n, d) of norm 1, or "values": what the output is
     run       network -> callable for the batches that returns a tensor, if the network itself does not
-    focus     0..1: how much more inputs with large output gradients count in `full`; 0 = all the same
+    focus     0..1: how much more inputs with large output gradients count in C; 0 = all the same
     joint     scale to the gradient of whole samples; False: positions of a sequence or an image count as independent
     draws     labels drawn per batch; default 1 to 8, such that there are 4096 predictions and 32 gradients
     temperature  of the distribution that labels are drawn from; default 1, more for a network that is too sure of these inputs
-    memory    bytes for full matrices and kept inputs at a time; less means more runs over the data
+    memory    bytes for matrices and kept inputs at a time; less means more runs over the data
     file      finished groups are kept there, and not gathered again by a call with the same model, data and settings
     progress  called with (batches done, batches to do, what)
 
@@ -213,7 +213,7 @@ def _groups(places: list[Place], survey: Survey, memory: float) -> Iterator[list
     group: list[Place] = []
     size = 0.0
     for place in places:
-        # the matrix, the sum it becomes, and twice the elements for those with gradients of their own
+        # the matrices, the sums they become, and twice the elements for those with gradients of their own
         mine = 2 * survey.matrices.get(place.name, 0) + survey.activations.get(place.name, 0)
         mine += 8 * place.tensor.numel() if place.name in survey.elements else 0
         if group and size + mine > memory:
@@ -244,6 +244,7 @@ def _gather_group(
     capture = Capture(places, frozenset(place.name for place in group), device=_device(places))
     elements = [place for place in group if place.name in survey.elements]
     moments: dict[tuple[str, str], Any] = {}
+    whole: dict[tuple[str, str], WholeMoment] = {}
     for place in elements:
         place.tensor.requires_grad_(True)
     try:
@@ -255,7 +256,6 @@ def _gather_group(
             if output.requires_grad:
                 labels = Labels(output, kind, seed, number, heat)
                 leaves = {(p.name, "elements"): p.tensor for p in elements} | capture.leaves
-                powers = dict.fromkeys(capture.leaves, 0.0)
                 for draw in range(draws):
                     gradients = torch.autograd.grad(
                         output,
@@ -267,16 +267,13 @@ def _gather_group(
                     for key, gradient in zip(leaves, gradients[1:]):
                         if gradient is None:
                             continue
-                        if key in powers:
-                            powers[key] += float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2 / draws
+                        if key in capture.leaves:
+                            whole.setdefault(key, WholeMoment(key[1] == "swapped", key[1] == "lookup")).add(gradient, draws)
                         else:
                             place = places.by_name[key[0]]
                             moments.setdefault(key, ElementMoment(place.tensor, place.plane)).add(gradient, draws)
                     del gradients
                 _add_uses(capture.uses, moments, draws, focus)
-                for key, power in powers.items():
-                    if key in moments:
-                        moments[key].joint += power
             capture.begin()
             del output
             report(number + 1)
@@ -286,7 +283,7 @@ def _gather_group(
     scale = FACTORS[kind] / predictions
     result: list[tuple[Place, TensorStatistics | None]] = []
     for place in group:
-        parts = [moment.factors(joint) for (name, _), moment in moments.items() if name == place.name]
+        parts = [moment.factors(whole.get(key) if joint else None) for key, moment in moments.items() if key[0] == place.name]
         if any(not (np.isfinite(part.rows).all() and np.isfinite(part.columns).all()) for part in parts):
             raise InvalidArgument(f"{place.name}: its inputs or gradients are not finite; check the weights and the data")
         result.append((place, combine(parts, scale) if parts else None))

@@ -3,11 +3,11 @@
     logits   sqrt(p) (e - sqrt(p) <sqrt(p), e>), p = softmax(y): covariance diag(p) - p p^T, that of softmax(y) - one-hot(label) for
              a label drawn from p.  A sure network would draw other labels than its first choice too rarely to be measured; noise
              e of variance one has the same second moment and needs far fewer draws.
-    With a temperature T the distribution is softmax(y / T): a network that is sure of its calibration inputs, since it learnt them by
-    heart, will be less so of others, and its outputs would seem not to matter.
-
     unit     e: y is the mean of a Gaussian of variance one
     values   e, and a factor of 2 since the mean squared error has no 1/2
+
+With a temperature T the distribution of logits is softmax(y / T): a network that is sure of its calibration inputs, since it learnt
+them by heart, will be less so of others, and its outputs would seem not to matter.
 
 Half the mean square change along such gradients is KL, 1 - cosine or the mean squared error to second order
 (Martens, "New insights and perspectives on the natural gradient method", JMLR 2020).

@@ -7,7 +7,12 @@ For a product y = W x with gradients g at y, over all positions t of all samples
 scaled so that tr(R) tr(C) is the trace of the Fisher matrix: either sum_t |g_t|^2 |x_t|^2, positions taken as independent
 (as in Grosse & Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers", ICML 2016), or the mean square
 of the gradient itself, |sum_t g_t x_t^T|^2, which knows that the positions of one sample act together: under an average over
-space it is many times larger.  For a table of vectors C is the second moment of the gradients, R the counts; for all others the
+space it is many times larger.  In that case half of either side comes from whole gradients D = sum_t g_t x_t^T, too:
+
+    R = sum D D^T          C = sum D^T D
+
+which are the best one-sided factors of the Fisher matrix (Tseng et al., "Model-preserving adaptive rounding", 2025), but noisy:
+one gradient per batch and draw.  Labels are independent, so the samples of a batch may be summed.  For a table of vectors C is the second moment of the gradients, R the counts; for all others the
 Fisher matrix is a diagonal.  R is a diagonal, too, where there are more than WIDEST outputs.
 """
 
@@ -23,6 +28,7 @@ from .places import Slot
 from .statistics import TensorStatistics
 
 WIDEST = 4096  # outputs whose second moments are kept as a matrix
+WHOLE = 0.5  # share of whole gradients in the second moments
 UNSEEN = 0.15  # of the mean count is added to that of every row of a table: other data use other rows
 SPREAD = 0.5  # share of uses that every row of a table gets, used or not, and of the mean in the diagonal of a vector
 
@@ -78,35 +84,38 @@ class ProductMoment:
         self.slot = slot
         self.c = torch.zeros(columns, columns, device=device)
         self.rows = torch.zeros((outputs, outputs) if outputs <= WIDEST else (outputs,), device=device)
-        self.total, self.joint = 0.0, 0.0
+        self.total = 0.0
         self.uses = self.gradients = 0
 
     def add(self, uses: list[Product], draws: int, focus: float) -> None:
         """All uses of one batch that had gradients."""
         power = [use.power / draws for use in uses]
         mean = sum(float(p.sum(dtype=torch.float64)) for p in power) / max(1, sum(p.numel() for p in power))
-        flat = focus == 0 or mean == 0
-        weights = [torch.ones_like(p) if flat else (p / mean).pow(focus) for p in power]
-        norm = sum(float(w.sum(dtype=torch.float64)) for w in weights) / max(1, sum(w.numel() for w in weights))
+        # a position that no gradient reaches (padding) does not count
+        weights = [(p / mean if mean else p).pow(focus) * (p > 0) for p in power]
+        norm = sum(float(w.sum(dtype=torch.float64)) for w in weights) / max(1, sum(w.numel() for w in weights)) or 1.0
         for use, p, h in zip(uses, power, weights):
             mine = slice(use.slot.row, use.slot.row + len(use.rows))
             if self.rows.ndim == 1:
                 self.rows[mine] += (use.rows if use.rows.ndim == 1 else use.rows.diagonal()) / draws
             else:
                 self.rows[mine, mine] += use.rows / draws
-            self.uses += use.inputs.positions
-            self.gradients += use.inputs.positions * draws
+            reached = int((p > 0).flatten(1).any(1).sum()) if p.ndim > 1 else int((p > 0).sum())
+            self.uses += reached
+            self.gradients += reached * draws
             start = 0
             for chunk in use.inputs.chunks():
                 x = chunk.detach().float().reshape(-1, use.inputs.columns)
                 part = slice(start, start + len(chunk))
                 start += len(chunk)
-                self.c.addmm_((x if flat else x * (h[part].reshape(-1, 1) / norm)).t(), x)
+                self.c.addmm_((x * (h[part].reshape(-1, 1) / norm)).t(), x)
                 self.total += float(p[part].reshape(-1).double() @ x.square().sum(1).double())
 
-    def factors(self, joint: bool) -> Factors:
+    def factors(self, whole: WholeMoment | None) -> Factors:
         c, rows = self.c.double().cpu().numpy(), self.rows.double().cpu().numpy()
-        c *= _ratio(self.joint if joint else self.total, _trace(rows) * np.trace(c))
+        if whole:
+            c, rows = _blend(c, whole.columns), _blend(rows, whole.rows)
+        c *= _ratio(whole.energy if whole else self.total, _trace(rows) * np.trace(c))
         plane = self.slot.place.plane
         if self.slot.swapped:
             straight = plane == (len(c), len(rows))
@@ -119,6 +128,33 @@ class ProductMoment:
         return _project(c * rows.sum(), plane, self.uses)
 
 
+class WholeMoment:
+    """Sums of gradients of a matrix itself, each of all samples of a batch and of one draw."""
+
+    def __init__(self, slot_swapped: bool, table: bool) -> None:
+        self.swapped, self.table = slot_swapped, table
+        self.energy = 0.0
+        self.sums: list[Tensor] = []
+
+    def add(self, gradient: Tensor, draws: int) -> None:
+        d = gradient.detach().float().flatten(1)
+        self.energy += float(torch.linalg.vector_norm(d, dtype=torch.float64)) ** 2 / draws
+        if self.table:
+            return
+        d = d.t() if self.swapped else d
+        wide = len(d) > WIDEST
+        new = [d.square().sum(1) if wide else d @ d.t(), d.t() @ d]
+        self.sums = [a + b / draws for a, b in zip(self.sums, new)] if self.sums else [b / draws for b in new]
+
+    @property
+    def rows(self) -> np.ndarray | None:
+        return self.sums[0].double().cpu().numpy() if self.sums else None
+
+    @property
+    def columns(self) -> np.ndarray | None:
+        return self.sums[1].double().cpu().numpy() if self.sums else None
+
+
 class LookupMoment:
     """Sums of a table over batches."""
 
@@ -127,7 +163,6 @@ class LookupMoment:
         device = slot.place.tensor.device
         self.c = torch.zeros(columns, columns, device=device)
         self.counts = torch.zeros(rows, dtype=torch.float64, device=device)
-        self.joint = 0.0
         self.uses = self.gradients = 0
 
     def add(self, uses: list[Lookup], draws: int) -> None:
@@ -137,9 +172,9 @@ class LookupMoment:
             self.uses += len(use.ids)
             self.gradients += len(use.ids) * draws
 
-    def factors(self, joint: bool) -> Factors:
+    def factors(self, whole: WholeMoment | None) -> Factors:
         counts, c = self.counts.cpu().numpy(), self.c.double().cpu().numpy()
-        c *= _ratio(self.joint, np.trace(c)) if joint else 1.0
+        c *= _ratio(whole.energy, np.trace(c)) if whole else 1.0
         counts = counts + SPREAD + UNSEEN * counts.mean()
         return Factors(counts / counts.sum(), c, (self.uses, self.gradients))
 
@@ -154,7 +189,7 @@ class ElementMoment:
     def add(self, gradient: Tensor, draws: int) -> None:
         self.squares += gradient.detach().float().reshape(self.squares.shape).square() / draws
 
-    def factors(self, joint: bool) -> Factors:
+    def factors(self, whole: None = None) -> Factors:
         squares = self.squares.double().cpu().numpy()
         rows, columns = squares.sum(1), squares.sum(0)
         if len(rows) == 1:  # few draws: an element alone is uncertain
@@ -185,6 +220,13 @@ def _project(c: np.ndarray, plane: tuple[int, int], uses: int) -> Factors:
     blocks = c.reshape(*plane, *plane)
     rows, columns = np.einsum("ijkj->ik", blocks), np.einsum("ijil->jl", blocks)
     return Factors(rows, columns * _ratio(1.0, np.trace(columns)), (uses, uses))
+
+
+def _blend(side: np.ndarray, whole: np.ndarray | None) -> np.ndarray:
+    """A part of each, of the same trace."""
+    if whole is None or whole.shape != side.shape or not (trace := _trace(whole)):
+        return side
+    return WHOLE * whole * (_trace(side) / trace) + (1 - WHOLE) * side
 
 
 def _trace(side: np.ndarray) -> float:

@@ -27,7 +27,7 @@ from .recurrent import CELLS, run_cell, run_layers
 class Survey:
     """What a run without gradients showed: which tensors were used in which way, and the bytes that their uses keep."""
 
-    matrices: dict[str, int] = field(default_factory=dict)  # name -> bytes of the full matrix
+    matrices: dict[str, int] = field(default_factory=dict)  # name -> bytes of R and C
     elements: set[str] = field(default_factory=set)
     activations: dict[str, int] = field(default_factory=dict)  # name -> bytes in one batch, the largest
 
@@ -110,7 +110,8 @@ class Capture(TorchFunctionMode):
         if self.survey is not None:
             outputs = out.numel() // max(1, inputs(x).positions)
             wide = outputs**2 if outputs <= WIDEST else outputs
-            self.survey.matrices[name] = 4 * (inputs(x).columns ** 2 + wide)
+            size = 4 * (inputs(x).columns ** 2 + wide)
+            self.survey.matrices[name] = max(size, self.survey.matrices.get(name, 0))
             self.bytes[name] = self.bytes.get(name, 0) + 4 * (x.numel() + out.numel())
         if name not in self.active:
             return out
@@ -127,7 +128,8 @@ class Capture(TorchFunctionMode):
                     f"{place.name}: the data has token ids {int(ids.min())} to {int(ids.max())}, the table has {len(table)} rows "
                     f"(ids 0 to {len(table) - 1}); take the tokenizer that belongs to the model, or shorter inputs"
                 )
-            self.survey.matrices[place.name] = 4 * table.shape[1] ** 2
+            size = 4 * table.shape[1] ** 2
+            self.survey.matrices[place.name] = max(size, self.survey.matrices.get(place.name, 0))
             self.bytes[place.name] = self.bytes.get(place.name, 0) + 4 * ids.numel() * table.shape[1]
         slot = Slot(place, 0, False)
         out = run(self._leaf(slot, "lookup", table))

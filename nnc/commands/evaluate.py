@@ -6,8 +6,7 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgument
-from .options import (Parser, add_command, add_encoding, add_output, add_reporting, add_threads, encoding_of, parse_pair,
+from .options import (Parser, add_command, add_encoding, add_output, add_reporting, add_threads, encoding_of, pairs_of, parse_pair,
                       parse_rates)
 from .output import Result, lines_of, printable, table_of
 from .progress import show_progress
@@ -33,7 +32,7 @@ Functions that --task and --model name are Python code that is run.
 
 examples:
   nnc eval small.safetensors --task classification --data test.npz --model net.py:build \\
-      --reference net.safetensors
+      --reference net.safetensors --statistics stats.safetensors --per-tensor
   nnc eval small/ --task perplexity --data text.txt --option tokenizer=model/ --option window=256
 """
 SWEEP = """\
@@ -47,12 +46,20 @@ examples:
 """
 
 
+LISTED_TENSORS = 20  # by prediction, where none is measured
+
+
 def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "eval", "run a task with a compressed or an original checkpoint", EVAL, run_eval)
     parser.add_argument("path", metavar="PATH", help="checkpoint to evaluate: file or folder")
     _add_task(parser)
     parser.add_argument("--reference", metavar="ORIGINAL", help="checkpoint to compare the outputs with")
     parser.add_argument("--layers", action="store_true", help="also the relative error of each layer; needs --reference")
+    parser.add_argument("--statistics", metavar="FILE",
+                        help="of the reference, from nnc calibrate: also the divergence that they predict, in all and by tensor")
+    parser.add_argument("--per-tensor", type=int, nargs="?", const=20, default=0, metavar="N",
+                        help="also measure the N tensors with the largest predictions (default 20), each one exchanged alone in the "
+                             "reference; needs --statistics")
     add_reporting(parser, "no progress bar")
 
     parser = add_command(commands, "sweep", "compress at several rates and tabulate accuracy against size", SWEEP, run_sweep)
@@ -84,13 +91,7 @@ def make_chosen_task(arguments: Namespace) -> Task:
     """The task that the options name."""
     from ..evaluation import make_task
 
-    options: dict[str, str] = {}
-    for key, value in arguments.option:
-        if key in options or key in ("spec", "data"):
-            reason = "is given twice" if key in options else "has an option of its own: use --task or --data"
-            raise InvalidArgument(f"--option {key}={value}: {key} {reason}")
-        options[key] = value
-    return make_task(arguments.task, arguments.data, **options)
+    return make_task(arguments.task, arguments.data, **pairs_of(arguments, ("spec", "data")))
 
 
 def run_eval(arguments: Namespace) -> Result:
@@ -98,7 +99,7 @@ def run_eval(arguments: Namespace) -> Result:
 
     with show_progress(arguments, "batch") as progress:
         report = evaluate(arguments.path, make_chosen_task(arguments), arguments.model, arguments.reference, arguments.layers,
-                          progress, arguments.device)
+                          progress, arguments.device, arguments.statistics, arguments.per_tensor)
     data = {"path": arguments.path, "reference": arguments.reference, **report.to_dict()}
     return Result(_describe_report(arguments, report), data)
 
@@ -118,11 +119,32 @@ def _describe_report(arguments: Namespace, report: Report) -> str:
         if report.fidelity.relative_error is not None:
             distance += f", relative error {report.fidelity.relative_error:.4g}"
         pairs.append((report.fidelity.name, distance))
-    text = lines_of([*pairs, *(("note", printable(note)) for note in report.notes)])
-    if not report.layers:
-        return text
-    rows = [[layer.name, layer.kind, f"{layer.relative_error:.4g}"] for layer in report.layers]
-    return f"{text}\n\n{table_of(('layer', 'kind', 'relative error'), rows)}"
+    if report.predicted is not None:
+        pairs.append(("predicted", f"{report.predicted:.4g} {report.fidelity.name}, the sum over {len(report.tensors):,} tensors"))
+    parts = [lines_of([*pairs, *(("note", printable(note)) for note in report.notes)])]
+    if report.layers:
+        rows = [[layer.name, layer.kind, f"{layer.relative_error:.4g}"] for layer in report.layers]
+        parts.append(table_of(("layer", "kind", "relative error"), rows))
+    if report.tensors:
+        parts.append(_describe_tensors(report))
+    return "\n\n".join(parts)
+
+
+def _describe_tensors(report: Report) -> str:
+    """The tensors that were measured, or the largest predictions, and the sums."""
+    measured = [loss for loss in report.tensors if loss.measured is not None]
+    shown = measured or report.tensors[:LISTED_TENSORS]
+    head = ("tensor", "shape", f"predicted {report.fidelity.name}", *(["measured", "predicted/measured"] if measured else []))
+    rows = []
+    for loss in shown:
+        row = [loss.name, "x".join(map(str, loss.shape)) or "scalar", "unseen" if loss.predicted is None else f"{loss.predicted:.4g}"]
+        if measured:
+            ratio = f"{loss.predicted / loss.measured:.3f}" if loss.predicted and loss.measured else "-"
+            row += [f"{loss.measured:.4g}", ratio]
+        rows.append(row)
+    total = [f"sum of {len(shown):,}", "", f"{sum(loss.predicted or 0.0 for loss in shown):.4g}"]
+    rows.append(total + ([f"{sum(loss.measured for loss in measured):.4g}", ""] if measured else []))
+    return table_of(head, rows)
 
 
 def run_sweep(arguments: Namespace) -> Result:

@@ -6,8 +6,9 @@ import sys
 from argparse import Namespace, _SubParsersAction
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InvalidArgument
 from .options import add_command
-from .output import Result, lines_of, place, printable, reduction, table_of
+from .output import Result, finite, lines_of, place, printable, reduction, table_of
 
 if TYPE_CHECKING:
     from ..inspection import FileInfo, TensorInfo
@@ -25,12 +26,15 @@ names).  Then a line per tensor:
   bits/weight  of this tensor, without overhead
   SNR dB       signal to noise ratio of this tensor, to half a dB; "exact": without loss
   share        part of all bytes
+  predicted    with --statistics and --reference: divergence of the network's output by this tensor's
+               error; "unseen": calibration did not see it.  This decodes all tensors
 
 A terminal shows long names shortened, a pipe or file gets them whole.
 
 examples:
   nnc info small/ --sort size | head -40
   nnc info small.safetensors --json
+  nnc info small.safetensors --statistics stats.safetensors --reference net.safetensors --sort loss
 """
 HEAD = ("name", "shape", "dtype", "kind", "step", "states", "bytes", "bits/weight", "SNR dB", "share")
 
@@ -38,9 +42,11 @@ HEAD = ("name", "shape", "dtype", "kind", "step", "states", "bytes", "bits/weigh
 def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "info", "show what a compressed checkpoint holds", ABOUT, run_info)
     parser.add_argument("path", metavar="PATH", help="compressed file or folder")
-    parser.add_argument("--sort", choices=("size", "name", "bits"),
-                        help="order of the tensors: size (most bytes first), name, bits (most bits per weight first); "
-                             "default: as in the checkpoint")
+    parser.add_argument("--sort", choices=("size", "name", "bits", "loss"),
+                        help="order of the tensors: size (most bytes first), name, bits (most bits per weight first), loss (largest "
+                             "prediction first, with --statistics); default: as in the checkpoint")
+    parser.add_argument("--statistics", metavar="FILE", help="from nnc calibrate, of the original; needs --reference")
+    parser.add_argument("--reference", metavar="ORIGINAL", help="checkpoint that was compressed; needs --statistics")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -49,16 +55,43 @@ def run_info(arguments: Namespace) -> Result:
 
     info = inspect(arguments.path)
     tensors = list(info.tensors)
+    losses = _predict(arguments)
     if arguments.sort == "name":
         tensors.sort(key=lambda tensor: tensor.name)
+    elif arguments.sort == "loss":
+        tensors.sort(key=lambda tensor: (-(losses.get(tensor.name) or 0.0), tensor.name))
     elif arguments.sort:
         tensors.sort(key=lambda tensor: (-(tensor.bytes if arguments.sort == "size" else tensor.bits), tensor.name))
     width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
-    text = f"{_describe_file(arguments.path, info)}\n\n{table_of(HEAD, [_row(tensor) for tensor in tensors], width)}"
-    return Result(text, _data(arguments.path, info, tensors))
+    rows = [_row(tensor) for tensor in tensors]
+    data = _data(arguments.path, info, tensors)
+    if losses is None:
+        return Result(f"{_describe_file(arguments.path, info)}\n\n{table_of(HEAD, rows, width)}", data)
+    total = sum(loss or 0.0 for loss in losses.values())
+    said = ("predicted", f"{total:.4g} divergence of the network's output, by {printable(arguments.statistics)}")
+    for row, entry, tensor in zip(rows, data["tensors"], tensors):
+        loss = losses.get(tensor.name)
+        row.append(f"{loss:.3g}" if loss is not None else "unseen" if tensor.name in losses else "-")
+        entry["predicted_loss"] = finite(loss)
+    data["predicted_loss"] = finite(total)
+    return Result(f"{_describe_file(arguments.path, info, said)}\n\n{table_of((*HEAD, 'predicted'), rows, width)}", data)
 
 
-def _describe_file(path: str, info: FileInfo) -> str:
+def _predict(arguments: Namespace) -> dict[str, float | None] | None:
+    """Predicted loss of the float tensors, None for those that calibration did not see; None if no statistics are given."""
+    if (arguments.statistics is None) != (arguments.reference is None):
+        raise InvalidArgument("--statistics and --reference go together: the error is that against the original")
+    if arguments.statistics is None:
+        if arguments.sort == "loss":
+            raise InvalidArgument("--sort loss needs --statistics and --reference")
+        return None
+    from ..evaluation import predict_losses
+
+    found = predict_losses(arguments.path, arguments.reference, arguments.statistics)
+    return {name: loss.predicted for name, loss in found.items()}
+
+
+def _describe_file(path: str, info: FileInfo, *more: tuple[str, str]) -> str:
     def part(size: int) -> str:
         return f"{size:,} bytes, {100 * size / max(1, info.file_bytes):.1f} %"
 
@@ -66,7 +99,7 @@ def _describe_file(path: str, info: FileInfo) -> str:
                      ("bytes", reduction(info.original_bytes, info.file_bytes)),
                      ("bits/weight", f"{info.bits_per_weight:.3f} ({info.parameters:,} weights, {len(info.tensors):,} tensors)"),
                      ("payload", part(info.payload)), ("side information", part(info.side)), ("exact", part(info.exact)),
-                     ("overhead", part(info.overhead))])
+                     ("overhead", part(info.overhead)), *more])
 
 
 def _row(tensor: TensorInfo) -> list[str]:

@@ -14,6 +14,7 @@ from .output import Result
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 MOST_BYTES = 2**63 - 1
+TASK = ("task", "data")
 
 
 class Help(RawDescriptionHelpFormatter):
@@ -80,6 +81,47 @@ def add_encoding(parser: _ActionsContainer) -> None:
                        help="for tensors whose name matches GLOB: exact (no loss), skip (left uncompressed, readable by any "
                             "safetensors tool), finer:2 or coarser:2 (step divided or multiplied, default factor 2); may be "
                             "given several times, the last match counts")
+
+
+def add_data(parser: _ActionsContainer, required: bool = False) -> None:
+    """The options that say what a network is calibrated with and how it is run; `data_of` reads them."""
+    parser.add_argument("-d", "--data", metavar="DATA", required=required,
+                        help="images, other numbers or token ids (.npz, .npy), sentence pairs (.tsv, .csv), text (any other file), a "
+                             "function module:function or path/to/file.py:function, or self: what the network makes itself")
+    parser.add_argument("--task", metavar="NAME",
+                        help="read the data as a task of nnc eval does: classification, perplexity, similarity or a function of "
+                             "your own (default: by the file)")
+    parser.add_argument("--model", metavar="MODULE:FUNCTION",
+                        help="function without arguments that returns the torch module to run; path/to/file.py:function too; "
+                             "default: what config.json says")
+    parser.add_argument("--option", type=parse_pair, action="append", default=[], metavar="KEY=VALUE",
+                        help="option of the data, such as batch=16, window=256, mean=0.5, tokenizer=model/, or shape=3,32,32 for self; "
+                             "may be repeated")
+    parser.add_argument("--kind", choices=("logits", "unit", "values"),
+                        help="what the network's output is: logits, vectors of norm 1, or other values (default: found)")
+    parser.add_argument("--samples", type=int, metavar="N",
+                        help="images, windows of tokens, sentences or pairs to use at most (default: 1024 images, 65536 tokens, "
+                             "512 sentences)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of whatever is drawn by chance (default 0)")
+    parser.add_argument("--memory", type=parse_size, default=2 * 10**9, metavar="BYTES",
+                        help="bytes for calibration matrices at a time (default 2GB); less takes longer")
+
+
+def data_of(arguments: Namespace) -> dict[str, Any]:
+    """The options of `add_data`, as `calibrate` and `compress` take them."""
+    return {"data": arguments.data, "task": arguments.task, "model": arguments.model, "data_options": pairs_of(arguments),
+            "kind": arguments.kind, "samples": arguments.samples, "seed": arguments.seed, "memory": arguments.memory}
+
+
+def pairs_of(arguments: Namespace, taken: tuple[str, ...] = ()) -> dict[str, str]:
+    """Keys and values of --option; InvalidArgument for a key that is given twice, or `taken` by an option of its own."""
+    options: dict[str, str] = {}
+    for key, value in arguments.option:
+        if key in options or key in taken:
+            reason = "is given twice" if key in options else f"has an option of its own: use {' or '.join(f'--{t}' for t in TASK)}"
+            raise InvalidArgument(f"--option {key}={value}: {key} {reason}")
+        options[key] = value
+    return options
 
 
 def encoding_of(arguments: Namespace) -> dict[str, Any]:

@@ -45,6 +45,9 @@ def listed(names: Sequence[str]) -> str:
     return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED} more"
 
 
+DIVERGENCES = {"logits": "KL nats per prediction", "unit": "1 - cosine", "values": "mean squared error"}
+
+
 def lines_of(pairs: Sequence[tuple[str, str]]) -> str:
     """`label  value` lines with the values in one column."""
     width = max(len(label) for label, _ in pairs)

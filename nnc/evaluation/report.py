@@ -3,19 +3,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
-from nnc.errors import InsufficientData, InvalidArgument, NncError
-from nnc.evaluation.fidelity import Fidelity, FidelityMeter, LayerError, LayerMeter, check_unit, first_tensor
+from nnc.calibration.statistics import Statistics
+from nnc.errors import InsufficientData, InvalidArgument
+from nnc.evaluation.fidelity import Fidelity, FidelityMeter, LayerError, LayerMeter
 from nnc.evaluation.models import Builder, Source, open_network, pretrained_folder
 from nnc.evaluation.pretrained import first_line
+from nnc.evaluation.reference import Reference
+from nnc.evaluation.runner import evaluating, make_runner
 from nnc.evaluation.task import Task
+from nnc.evaluation.tensors import TensorLoss, tensor_losses
 
 Progress = Callable[[int, int, str], None]
 
@@ -34,6 +39,8 @@ class Report:
     layers            errors of the layers, in the order of the network; empty unless asked for
     notes             what had to be bridged to load the weights, and what could not be compared
     seconds           for running and measuring, without loading
+    predicted         divergence from the reference by statistics from calibration; None without these
+    tensors           predicted and measured divergence by tensor, the largest first; empty without statistics
     """
 
     task: str
@@ -47,6 +54,8 @@ class Report:
     layers: tuple[LayerError, ...]
     notes: tuple[str, ...]
     seconds: float
+    predicted: float | None = None
+    tensors: tuple[TensorLoss, ...] = ()
 
     @property
     def loss(self) -> float | None:
@@ -68,7 +77,8 @@ class Report:
 
 
 def evaluate(source: Source, task: Task, model: Builder | None = None, reference: Source | None = None, layers: bool = False,
-             progress: Progress | None = None, device: str | torch.device | None = None) -> Report:
+             progress: Progress | None = None, device: str | torch.device | None = None,
+             statistics: str | os.PathLike | Statistics | None = None, measured_tensors: int = 0) -> Report:
     """Run the network of `source` on a task.
 
     source, reference  a compressed or an original checkpoint (file or folder), a state dict, or an nn.Module that is ready to
@@ -78,6 +88,8 @@ def evaluate(source: Source, task: Task, model: Builder | None = None, reference
     layers     also the error of every layer, against the reference
     progress   called with (batches done, batches in all or 0 if unknown, text)
     device     where networks that are built here run; default the CPU
+    statistics  from calibration of the reference: also the predicted divergence, in all and by tensor
+    measured_tensors  so many tensors with the largest predictions are also measured: the reference with that tensor alone exchanged
 
     Raises InvalidArgument if the weights do not fit, the network does not run on the data, or there is nothing to measure
     (no labels and no reference); InsufficientData for an empty data set.
@@ -86,6 +98,12 @@ def evaluate(source: Source, task: Task, model: Builder | None = None, reference
         raise InvalidArgument(f"task {task.name} has no labels, so there is nothing to measure without a reference")
     if layers and reference is None:
         raise InvalidArgument("the error of the layers is one against a reference; give a reference or leave layers out")
+    if reference is None and (statistics is not None or measured_tensors):
+        raise InvalidArgument("statistics predict the divergence from a reference; give a reference or leave statistics out")
+    if measured_tensors < 0:
+        raise InvalidArgument(f"measured_tensors = {measured_tensors}: must be 0 or more")
+    if measured_tensors and statistics is None:
+        raise InvalidArgument("tensors are measured beside their prediction; give statistics or leave measured_tensors out")
     if model is not None and isinstance(source, nn.Module) and (reference is None or isinstance(reference, nn.Module)):
         raise InvalidArgument("model is given, but there are no weights to put into it; leave it out")
     target = check_device(device)
@@ -95,7 +113,15 @@ def evaluate(source: Source, task: Task, model: Builder | None = None, reference
     for given, built in ((source, network), (reference, other)):
         if built is not None and built is not given:
             built.to(target)
-    return compare(network, other, task, layers, progress, notes + tuple(f"reference: {note}" for note in more))
+    report = compare(network, other, task, layers, progress, notes + tuple(f"reference: {note}" for note in more))
+    if statistics is None:
+        return report
+    statistics = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
+    if statistics.kind != task.kind:
+        raise InvalidArgument(f"the statistics are for outputs of kind {statistics.kind}, task {task.name} has {task.kind}")
+    measure = Reference(other, task) if measured_tensors else None
+    losses = tensor_losses(network, other, statistics, measure, measured_tensors, progress)
+    return dataclasses.replace(report, predicted=math.fsum(loss.predicted or 0.0 for loss in losses), tensors=losses)
 
 
 def compare(network: nn.Module, reference: nn.Module | None, task: Task, layers: bool = False, progress: Progress | None = None,
@@ -109,13 +135,13 @@ def compare(network: nn.Module, reference: nn.Module | None, task: Task, layers:
     with ExitStack() as stack:
         for module in (network, reference):
             if module is not None:
-                stack.enter_context(_evaluating(module))
+                stack.enter_context(evaluating(module))
         stack.enter_context(torch.inference_mode())
         probe = LayerMeter(network, reference) if layers and reference is not None else None
         if probe:
             stack.callback(probe.close)
-        run = _runner(network, task)
-        run_reference = None if reference is None else _runner(reference, task)
+        run = make_runner(network, task)
+        run_reference = None if reference is None else make_runner(reference, task)
         batches = task.batches()
         total = len(batches) if hasattr(batches, "__len__") else 0
         for index, arguments in enumerate(batches):
@@ -153,34 +179,6 @@ def compare(network: nn.Module, reference: nn.Module | None, task: Task, layers:
                   found, notes, time.perf_counter() - start)
 
 
-def _runner(network: nn.Module, task: Task) -> Callable[[int, tuple], Tensor]:
-    call = network if task.prepare is None else task.prepare(network)
-    place = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
-
-    def run(index: int, arguments: tuple) -> Tensor:
-        if not isinstance(arguments, (tuple, list)):
-            raise InvalidArgument(f"task {task.name}: batch {index} is a {type(arguments).__name__}, must be a tuple of "
-                                  "arguments")
-        moved = tuple(a.to(place) if isinstance(a, Tensor) else a for a in arguments)
-        try:
-            output = call(*moved)
-        except NncError:
-            raise
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
-            raise InvalidArgument(f"task {task.name}: the model does not run on batch {index} with inputs {shapes} "
-                                  f"({first_line(error)}); check that data and model belong together") from error
-        tensor = first_tensor(output)
-        if tensor is None or not tensor.is_floating_point() or not tensor.ndim:
-            what = type(output).__name__ if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise InvalidArgument(f"task {task.name}: the model returned {what}, must be a floating-point tensor")
-        if task.kind == "unit":
-            check_unit(tensor, f"task {task.name}")
-        return tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
-
-    return run
-
-
 def _reduced(task: Task, index: int, output: Tensor) -> Tensor:
     return output.cpu() if task.reduce is None else task.reduce(index, output)
 
@@ -206,18 +204,6 @@ def check_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:  # torch asserts when it was built without that device
         raise InvalidArgument(f"device {device}: not usable here ({first_line(error)})") from error
     return target
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; the flag of every submodule is put back."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _plain(value: Any) -> Any:

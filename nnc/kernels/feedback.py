@@ -319,17 +319,9 @@ def search_band(
             continue
         for later in range(last, columns):
             ahead = target[later]
-            b = 0
-            while b + 4 <= last - first:
+            for b in range(0, last - first, 4):  # a block that is not full is the last one: nothing follows
                 e0, e1, e2, e3 = errors[b], errors[b + 1], errors[b + 2], errors[b + 3]
                 u0, u1 = upper[first + b, later], upper[first + b + 1, later]
                 u2, u3 = upper[first + b + 2, later], upper[first + b + 3, later]
                 for i in range(rows):
                     ahead[i] -= u0 * e0[i] + u1 * e1[i] + u2 * e2[i] + u3 * e3[i]
-                b += 4
-            while b < last - first:
-                e0 = errors[b]
-                u0 = upper[first + b, later]
-                for i in range(rows):
-                    ahead[i] -= u0 * e0[i]
-                b += 1

@@ -31,11 +31,13 @@ def _mantissas() -> np.ndarray:
 
 
 def rebuild_powers(levels: np.ndarray, step: float) -> np.ndarray:
-    """float32 values of integer levels; Corruption if one is beyond float32."""
-    k = np.asarray(levels, np.int64)
-    exponent = k >> 7
-    if k.size and not (-100 <= exponent.min() and exponent.max() <= 100):
+    """float32 values of levels, integers or floats that are cut towards zero; Corruption if one is beyond float32."""
+    levels = np.asarray(levels)
+    # before the cast, which has no meaning for a float beyond 64 bits
+    if levels.size and not (levels.min() > -100 * RESOLUTION - 1 and levels.max() < 101 * RESOLUTION):
         raise Corruption("a logarithmic level is beyond float32: the file is damaged")
+    k = levels.astype(np.int64)
+    exponent = k >> 7
     powers = np.ldexp(_mantissas()[k & 127].astype(np.float32), (exponent - 23).astype(np.int32)).astype(np.float32)
     with np.errstate(over="ignore", under="ignore"):
         values = powers * np.float32(step)

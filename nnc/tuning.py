@@ -1,0 +1,135 @@
+"""After the target is met and all levels are fixed: what stays float follows the original network's outputs.
+
+    decode > tuner > vectors coded anew, steps of the outputs moved > files > measure > keep or not
+
+The tuner (distillation.Distillation) runs the network; here only tensors go in and come out.  A change is kept if it is worth its bytes:
+a divergence that falls by the factor `g` would take `log2(g) / 2` bits per weight otherwise (its logarithm falls by 2 octaves per bit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf, log2
+
+import numpy as np
+import torch
+
+from .assembly import Assembly, assemble_files
+from .coder import chain_digests, checksum
+from .decoder import decode_unit
+from .directory import Unit
+from .encoder import EncodedTensor, encode_vector, make_plane
+from .encoding import Encoding
+from .entropy.explicit import ModelBank
+from .plan import Plan
+from .rdo import measure_powers
+from .rescaling import account, is_rescalable, rescale_outputs
+
+LEAST_WEIGHTS = 32  # of an output: a factor for fewer costs more than it is worth
+LEAST_WORTH = 0.72  # bits per weight, times the signal to noise ratio, for a factor that is wrong by 1: as much noise
+
+Measure = Callable[[dict[str, torch.Tensor]], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """vectors: new values; factors: float64 (outputs,) of the rows of planes; before, after: divergence on inputs that were held
+    back; left: what was minimised, in parts of what it was.  Both dicts empty: nothing was won."""
+
+    vectors: Mapping[str, torch.Tensor]
+    factors: Mapping[str, np.ndarray]
+    before: float = 0.0
+    after: float = 0.0
+    left: float = 1.0
+
+    @property
+    def bits(self) -> float:
+        """Per weight, that the gain is worth."""
+        return -log2(min(max(self.left, 1e-9), 1.0)) / 2
+
+
+# (state as decoded, names of vectors, name -> split of tensors whose outputs may have factors) -> what to change
+Tuner = Callable[[dict[str, torch.Tensor], list[str], dict[str, int]], Tuned]
+
+
+def decode_tensor(encoded: EncodedTensor, bank: ModelBank) -> torch.Tensor:
+    """The tensor of an encoded one, as readers of the file will see it; checks its digests."""
+    unit = Unit(1, False, checksum(encoded.data), chain_digests(list(encoded.digests)))
+    return decode_unit(unit, (encoded.record,), encoded.data, bank)()[0]
+
+
+def decode_all(assembly: Assembly, plans: list[Plan]) -> dict[str, torch.Tensor]:
+    """All tensors under their names; aliases share the memory of what they stand for."""
+    bank = assembly.files[0].directory.bank
+    state = {e.record.name: decode_tensor(e, bank) for e in assembly.encoded if e.record.kind != "alias"}
+    return {plan.name: state[plan.target or plan.name] for plan in plans}
+
+
+def apply_tuning(
+    encoding: Encoding, assembly: Assembly, factor: float, tuner: Tuner, measure: Measure | None = None, goal: float = inf
+) -> Assembly:
+    """The assembly with what the tuner found, or as it was where that is not worth its bytes.
+
+    factor: of the steps of the assembly; measure: divergence of a decoded state dict, default: what the tuner says of its own; goal: bytes
+    that must not be exceeded.
+    """
+    state = decode_all(assembly, encoding.plans)
+    before = measure(state) if measure else None
+    plans = {plan.name: plan for plan in encoding.plans}
+    doubled = {plan.target for plan in encoding.plans if plan.treatment == "alias" and not plan.tied}
+    free = [
+        e for e in assembly.encoded if e.record.kind == "coded" and plans[e.record.name].sensitivity and e.record.name not in doubled
+    ]
+    vectors = [e.record.name for e in free if plans[e.record.name].treatment == "vector"]
+    rows = {
+        e.record.name: e.record.coding.split
+        for e in free
+        if plans[e.record.name].treatment == "coded" and is_rescalable(e) and _weights(e) >= LEAST_WEIGHTS
+    }
+    weights = sum(plan.weights for plan in encoding.coded)
+    for chosen in ([rows, {}] if rows and vectors else [rows]):
+        if not vectors and not chosen:
+            continue
+        tuned = tuner(state, vectors, chosen)
+        if not tuned.vectors and not tuned.factors:
+            continue
+        new = _rebuild(encoding, assembly, factor, tuned, weights)
+        bits = log2(before / max(measure(decode_all(new, encoding.plans)), 1e-300)) / 2 if before else tuned.bits
+        if new.size <= max(goal, assembly.size) and bits * weights > 8 * (new.size - assembly.size) and bits > 0:
+            return new
+    return assembly
+
+
+def _weights(encoded: EncodedTensor) -> int:
+    """Behind one output."""
+    coding = encoded.record.coding
+    grid = coding.grid(encoded.record.shape)
+    return grid.rows if coding.transposed else grid.columns
+
+
+def _rebuild(encoding: Encoding, assembly: Assembly, factor: float, tuned: Tuned, weights: int) -> Assembly:
+    """Everything assembled again with what was tuned."""
+    directory = assembly.files[0].directory
+    plans = {plan.name: plan for plan in encoding.plans}
+    spread = sum(float(np.square(np.log(f)).sum()) * plans[name].weights / len(f) for name, f in tuned.factors.items())
+    worth = tuned.bits * weights / max(spread, 1e-12)
+
+    def work(e: EncodedTensor) -> EncodedTensor:
+        name = e.record.name
+        if name not in tuned.vectors and name not in tuned.factors:
+            return e
+        plan = plans[name]
+        original = encoding.checkpoint.read(name)
+        if name in tuned.vectors:
+            tensor = tuned.vectors[name]
+            powers = measure_powers(make_plane(tensor)[1])
+            new = encode_vector(name, tensor, powers, plan.sensitivity, factor, encoding.search)
+            return account(new, decode_tensor(new, ModelBank()), original, plan.sensitivity)
+        least = LEAST_WORTH * e.energy / max(e.error, 1e-12 * e.energy, 1e-300)
+        decode = lambda encoded: decode_tensor(encoded, directory.bank)  # noqa: E731
+        return rescale_outputs(e, tuned.factors[name], max(worth, least), decode, original, plan.sensitivity).encoded
+
+    encoded = list(encoding.workers.map(work, assembly.encoded, [e.record.elements for e in assembly.encoded]))
+    targets = {plan.name: plan.target for plan in encoding.plans if plan.treatment == "alias"}
+    return assemble_files(encoded, targets, directory.bank, directory.origin, encoding.limit)
