@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -23,12 +23,15 @@ from .encoder import EncodedTensor, tensor_bytes
 from .encoding import Encoding, Progress
 from .errors import Corruption, InvalidArgument
 from .plan import plan_tensors
-from .restoration import load, open_compressed
+from .restoration import open_compressed
 from .targets import meet_loss, meet_size, meet_snr
+from .tuning import Tuner, apply_tuning, decode_all
 from .workers import check_threads, open_workers
 
 SHARD_BYTES = 5_000_000_000  # of a file in a folder
-MOST_CORRECTION = 30.0  # of a predicted divergence by a measured one
+MOST_CORRECTION = 30.0  # of a predicted divergence by a measured one ...
+CORRECTIONS = 3  # ... so often at most ...
+NEAR = 0.1  # ... until it is met to this part
 
 Measure = Callable[[dict[str, torch.Tensor]], float]
 
@@ -66,6 +69,7 @@ def compress(
     config: str | os.PathLike | Config | None = None,
     statistics: str | os.PathLike | Statistics | None = None,
     measure: Measure | None = None,
+    tune: Tuner | None = None,
     rules: tuple = (),
     weights_key: str | None = None,
     threads: int | None = None,
@@ -76,7 +80,7 @@ def compress(
     """Compress a checkpoint to `destination`: one file if that ends in .safetensors, else a folder with the side files.
 
     source: Hugging Face folder, .safetensors, torch file, module or mapping.  statistics: of the same network, from calibration;
-    measure: divergence of a state dict from the original on held-back inputs.  options: one of bits, size, snr, step, kl; effort,
+    measure: divergence of a state dict from the original on held-back inputs; tune: finds better values for what is not quantized.  options: one of bits, size, snr, step, kl; effort,
     states, labelling, lagrangian, shard_bytes (see Config).  threads: default all cores; the bytes do not depend on it.
     progress: called with (done, total, what).
 
@@ -100,7 +104,7 @@ def compress(
     with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
         plans = plan_tensors(checkpoint, asked, workers, progress, statistics)
         limit = (asked.shard_bytes or SHARD_BYTES) if folder else None
-        assembly, factor, measured = _meet_target(Encoding(checkpoint, plans, asked, workers, progress, limit), measure)
+        assembly, factor, measured = _meet_target(Encoding(checkpoint, plans, asked, workers, progress, limit), measure, tune)
         with atomic_output(destination, folder=folder, overwrite=overwrite) as temporary:
             written = _write(assembly, temporary, folder)
             if folder:
@@ -123,7 +127,7 @@ def compress(
         )
 
 
-def _meet_target(encoding: Encoding, measure: Measure | None) -> tuple[Assembly, float, float | None]:
+def _meet_target(encoding: Encoding, measure: Measure | None, tune: Tuner | None) -> tuple[Assembly, float, float | None]:
     """Encode with the common factor of all steps that meets the target; several times if need be."""
     kind, wanted = encoding.asked.target
     if kind == "step":
@@ -132,21 +136,19 @@ def _meet_target(encoding: Encoding, measure: Measure | None) -> tuple[Assembly,
         assembly, factor = meet_snr(encoding, wanted)
     elif kind == "kl":
         assembly, factor = meet_loss(encoding, wanted)
-        measured = measure(_decode(assembly)) if measure else 0.0
-        if measured > 0:  # the prediction is corrected once
+        for _ in range(CORRECTIONS if measure else 0):
+            measured = measure(decode_all(assembly, encoding.plans))
+            if not measured > 0 or abs(measured / wanted - 1) < NEAR:
+                break
             change = min(MOST_CORRECTION, max(1 / MOST_CORRECTION, wanted / measured))
             assembly, factor = meet_loss(encoding, assembly.loss * change, factor * change**0.5)
-    else:
+    goal = inf
+    if kind in ("size", "bits"):
         goal = wanted if kind == "size" else wanted * sum(plan.weights for plan in encoding.plans) / 8
         assembly, factor = meet_size(encoding, goal, f"{kind} = {wanted:g}")
-    return assembly, factor, measure(_decode(assembly)) if measure else None
-
-
-def _decode(assembly: Assembly) -> dict[str, torch.Tensor]:
-    """All tensors as a reader of the files will see them."""
-    with TemporaryDirectory() as folder:
-        _write(assembly, Path(folder) / "files", True)
-        return load(Path(folder) / "files")
+    if tune:
+        assembly = apply_tuning(encoding, assembly, factor, tune, measure, goal)
+    return assembly, factor, measure(decode_all(assembly, encoding.plans)) if measure else None
 
 
 def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:

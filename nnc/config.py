@@ -12,6 +12,7 @@ from .errors import InvalidArgument
 from .quantize.trellis import LABELLINGS, STATES
 
 TARGETS = ("bits", "size", "snr", "step", "kl")
+SUBSTITUTIONS = ("feedback", "gradient", "none")
 ACTIONS = ("exact", "skip", "finer", "coarser")
 DEFAULT_SNR = 25.0  # dB: about four bits per weight
 
@@ -81,7 +82,8 @@ class Config:
     mean squared error, whatever the kind of its output).
 
     effort: name of an Effort, whose states and Lagrangian (step^2 per bit) may be set on their own; labelling: auto, plain or
-    sign-symmetric; shard_bytes: of the files
+    sign-symmetric; substitution: with calibration, what is coded in place of the weights: feedback of errors, a gradient search after
+    that (slow), or none; shard_bytes: of the files
     in a folder, default 5e9; rules: the last that matches a tensor counts.
     """
 
@@ -93,6 +95,7 @@ class Config:
     effort: str = "default"
     states: int | None = None
     labelling: str = "auto"
+    substitution: str = "feedback"
     lagrangian: float | None = None
     shard_bytes: int | None = None
     rules: tuple[Rule, ...] = ()
@@ -117,6 +120,8 @@ class Config:
             raise InvalidArgument(
                 "labelling sign-symmetric needs more than one state: raise the effort or leave the labelling to auto"
             )
+        if self.substitution not in SUBSTITUTIONS:
+            raise InvalidArgument(f"substitution {self.substitution!r}: must be one of {', '.join(SUBSTITUTIONS)}")
         if self.labelling not in ("auto", *LABELLINGS.values()):
             raise InvalidArgument(f"labelling {self.labelling!r}: must be auto, plain or sign-symmetric")
 

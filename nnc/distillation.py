@@ -11,7 +11,8 @@ that is too sure of its calibration inputs says too little by its outputs, and w
 on 100 training images: 0.5 times the KL on held-back ones, 1.1 times on others).  Then D is the squared error at the outputs of all
 layers that are tuned, each in parts of what it was: many positions, none of them saturated.
 
-Adam (Kingma & Ba, ICLR 2015) with a cosine schedule; of the points on the way the one with the least D on held-back inputs is kept.
+Adam (Kingma & Ba, ICLR 2015); every few steps D on held-back inputs is looked at: where it has not fallen, it goes on from the best point
+so far in smaller steps.
 Sources: Hinton et al., "Distilling the knowledge in a neural network", 2015; Romero et al., "FitNets", ICLR 2015; Finkelstein et al.,
 "Fighting quantization bias with bias", 2019.
 """
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, pi
 from typing import Any
 
 import torch
@@ -42,16 +42,17 @@ KEPT_BYTES = 1 << 30  # of the teacher's outputs; the rest is computed again for
 
 @dataclass(frozen=True)
 class Budget:
-    """steps: of Adam; look: steps from one look at what was held back to the next; patience: looks without a gain before it ends;
-    vector_rate, row_rate, scale_rate: how far a vector, the factor of an output and the common one of a tensor move in a step at first,
-    in parts of their size; gain: the least part of the divergence that must be won."""
+    """steps: of Adam, at most; together: batches in a step; look: steps from one look at what was held back to the next; patience: looks
+    without a gain, one after the other, before it ends; vector_rate, row_rate, scale_rate: how far a vector, the factor of an output
+    and the common one of a tensor move in a step at first, in parts of their size; gain: the least part of D that must be won."""
 
     steps: int = 50
+    together: int = 4
     look: int = 5
     patience: int = 4
     vector_rate: float = 0.003
     row_rate: float = 0.002
-    scale_rate: float = 0.002
+    scale_rate: float = 0.001
     gain: float = 0.005
 
 
@@ -86,7 +87,7 @@ class Distillation:
         fall by `budget.gain` of it.  The model is left as it was, and no random numbers are drawn.
         """
         places = Places(self.model)
-        names = _match(places, state, {*vectors, *rows})
+        names = _match(self.model, places, state, {*vectors, *rows})
         student = Student(
             {place.name: state[name].detach().to(place.tensor.device, place.tensor.dtype) for name, place in names.items()},
             [names[name].name for name in vectors if name in names],
@@ -108,13 +109,15 @@ class Distillation:
         )
 
 
-def _match(places: Places, state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Place]:
+def _match(model: nn.Module, places: Places, state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Place]:
     """For every float tensor of the network one of its names in the state, a wanted one if there is one."""
     plain = {name.removeprefix(PREFIX): name for name in state}
+    # a network may call its tensors otherwise in its state dict
+    known = {name for kind in (model.named_parameters, model.named_buffers) for name, _ in kind(remove_duplicate=False)}
     found = {}
     for place in places.all:
         there = [plain[name] for name in place.names if name in plain and state[plain[name]].shape == place.tensor.shape]
-        if there:
+        if there and place.name in known:
             found[min(there, key=lambda name: name not in wanted)] = place
     return found
 
@@ -165,11 +168,12 @@ class Network(nn.Module):
         super().__init__()
         self.network = model
         self.call = [model if run is None else run(model)]  # in a list: it is no submodule once more
+        self.watching = False
         self.seen: list[Tensor] = []
         self.hooks = [m.register_forward_hook(self._see) for name, m in model.named_modules() if name and name in layers]
 
     def forward(self, args: Any) -> list[Tensor]:
-        """The output, and those of the layers."""
+        """The output, and while `watching` those of the layers."""
         self.seen = []
         with _RunningStatistics():
             output = self.call[0](*(args if isinstance(args, (tuple, list)) else (args,)))
@@ -182,7 +186,7 @@ class Network(nn.Module):
 
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
         first = output[0] if isinstance(output, (tuple, list)) and output else output
-        if isinstance(first, Tensor) and first.is_floating_point():
+        if self.watching and isinstance(first, Tensor) and first.is_floating_point():
             self.seen.append(first)
 
 
@@ -298,12 +302,15 @@ def divergence(output: Tensor, reference: Tensor, kind: str, temperature: float 
 def _learn(network: Network, student: Student, batches: Sequence, held_back: Sequence, kind: str, budget: Budget) -> Tuned:
     teacher = Teacher(network)
     temperature = _temperature(teacher, (*batches, *held_back)) if kind == "logits" else 1.0
-    layered = temperature > 1 and len(teacher(held_back[0])) > 1
+    network.watching = temperature > 1
+    if network.watching:
+        teacher = Teacher(network)
+    layered = len(teacher(held_back[0])) > 1
 
     def compare(batch: Any) -> list[Tensor]:
         replaced = {f"network.{name}": tensor for name, tensor in student.tensors().items()}
         mine, theirs = functional_call(network, replaced, (batch,)), teacher(batch)
-        layers = [F.mse_loss(y.float(), r.float()) for y, r in zip(mine[1:], theirs[1:])] if layered else []
+        layers = [F.mse_loss(y.float(), r.float()) for y, r in zip(mine[1:], theirs[1:])]
         return [divergence(mine[0], theirs[0], kind, temperature), *layers]
 
     def judge() -> tuple[list[float], float]:
@@ -316,7 +323,7 @@ def _learn(network: Network, student: Student, batches: Sequence, held_back: Seq
 
     start, before = judge()
     used = [n for n in range(layered, len(start)) if start[n] > 0]
-    best, after, kept = float(len(used)), before, None
+    best, after = float(len(used)), before
     groups = [
         {"params": list(moves.values()), "rate": rate}
         for moves, rate in zip(student.groups.values(), (budget.vector_rate, budget.row_rate, budget.scale_rate))
@@ -324,29 +331,32 @@ def _learn(network: Network, student: Student, batches: Sequence, held_back: Seq
     ]
     if not groups or not used:
         return Tuned({}, {}, before, before)
-    adam = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
-    misses = 0
-    for step in range(budget.steps):
-        for group in adam.param_groups:
-            group["lr"] = group["rate"] * 0.5 * (1 + cos(pi * step / budget.steps))
-        adam.zero_grad()
-        parts = compare(batches[step % len(batches)])
-        sum(parts[n] / start[n] for n in used).backward()
-        adam.step()
-        if (step + 1) % budget.look and step + 1 < budget.steps:
-            continue
-        values, outcome = judge()
-        score = sum(values[n] / start[n] for n in used)
-        misses = 0 if score < best else misses + 1
-        if score < best:
-            best, after, kept = score, outcome, [move.detach().clone() for move in student.parameters]
-        if misses >= budget.patience:
-            break
-    if kept is None or not best < (1 - budget.gain) * len(used):
+    together = min(len(batches), budget.together)
+    kept = [move.detach().clone() for move in student.parameters]
+    rate, misses, number = 1.0, 0, 0
+    while number < budget.steps and misses < budget.patience:
+        adam = torch.optim.Adam([{**group, "lr": rate * group["rate"]} for group in groups], betas=(0.9, 0.99))
+        while number < budget.steps:
+            adam.zero_grad()
+            for at in range(number * together, (number + 1) * together):
+                parts = compare(batches[at % len(batches)])
+                sum(parts[n] / start[n] for n in used).backward()
+            adam.step()
+            number += 1
+            if number % budget.look and number < budget.steps:
+                continue
+            values, outcome = judge()
+            score = sum(values[n] / start[n] for n in used)
+            if not score < best:
+                break
+            misses, best, after, kept = 0, score, outcome, [move.detach().clone() for move in student.parameters]
+        with torch.no_grad():  # back to the best point, in smaller steps
+            for move, value in zip(student.parameters, kept):
+                move.copy_(value)
+        rate, misses = rate / 3, misses + 1
+    if not best < (1 - budget.gain) * len(used):
         return Tuned({}, {}, before, before)
     with torch.no_grad():
-        for move, value in zip(student.parameters, kept):
-            move.copy_(value)
         vectors = {name: student.vector(name).cpu() for name in student.units}
         factors = {name: student.factors(name).double().cpu().numpy() for name in student.rows}
     return Tuned(vectors, factors, before, after, best / len(used))

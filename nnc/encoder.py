@@ -10,6 +10,7 @@ from zlib import compress
 import numpy as np
 import torch
 
+from .calibration.statistics import TensorStatistics
 from .coder import checksum, pack_words
 from .directory import MAX_EXPANSION
 from .entropy.explicit import ModelBank
@@ -36,7 +37,8 @@ from .rdo import (
     measure_powers,
     move,
 )
-from .sensitivity import Sensitivity, choose_steps, short_step
+from .sensitivity import DAMPING, Sensitivity, choose_steps, short_step
+from .substitution import FrozenCodec, measure_loss, substitute
 from .unit import Codes, Coding, Record, Steps
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
@@ -134,13 +136,18 @@ def encode_calibrated(
     search: Search,
     bank: ModelBank,
     pool: Executor | None = None,
+    substitution: str = "feedback",
 ) -> EncodedTensor:
-    """The same with the steps that its sensitivity asks for at the common factor, and with feedback of errors."""
+    """The same with the steps that its sensitivity asks for at the common factor, and with feedback of errors.
+
+    substitution: "feedback"; "gradient", a search by gradients after that; "none", the weights as they are.
+    """
     split, plane = make_plane(tensor)
     plane = np.ascontiguousarray(plane.T) if sensitivity.transposed else plane
     steps = choose_steps(sensitivity, plane, factor, search.states)
     step = float(np.float32(steps.step))
-    job = Job(plane, split, step, step, False, (steps.rows, steps.columns), sensitivity)
+    price = factor**2 / 2 * search.lagrangian if substitution == "gradient" else None
+    job = Job(plane, split, step, step, False, (steps.rows, steps.columns), sensitivity, substitution != "none", price)
     powers = measure_powers(job.relative_plane(plane))
     return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
 
@@ -182,7 +189,8 @@ def encode_vector(
 @dataclass(frozen=True, eq=False)
 class Job:
     """A plane and how it is to be coded: levels `grid_step` apart, times what `steps` of rows and columns say; `step` is what the
-    record says.  sensitivity: of a plane whose errors are fed back, or whose loss is to be told."""
+    record says.  sensitivity: of a plane whose errors are fed back (if `feedback`), or whose loss is to be told; price: loss per bit, for
+    a search by gradients."""
 
     plane: np.ndarray
     split: int
@@ -191,6 +199,8 @@ class Job:
     follow: bool = False
     steps: tuple[StepCodes, StepCodes] | None = None
     sensitivity: Sensitivity | None = None
+    feedback: bool = True
+    price: float | None = None
 
     @property
     def transposed(self) -> bool:
@@ -199,7 +209,13 @@ class Job:
     @property
     def fed(self) -> bool:
         """Whether errors are fed back."""
-        return bool(self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size))
+        return bool(self.feedback and self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size))
+
+    @property
+    def statistics(self) -> TensorStatistics:
+        """Of the plane as it is coded."""
+        found = self.sensitivity.statistics
+        return found.transposed if self.transposed else found
 
     def relative_plane(self, plane: np.ndarray) -> np.ndarray:
         """Weights over the factors of their rows and columns: what scales are fitted to."""
@@ -241,6 +257,11 @@ def _encode_plane(
             levels = list(run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles))
         else:
             levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, job.sensitivity, run)
+            if job.price is not None and number == passes - 1:
+                codec = FrozenCodec(grid, scales, grid_step, bits, search, run)
+                found = measure_loss(plane, job.statistics, DAMPING)
+                best = substitute(plane, found, codec, job.price, (levels, replaced))
+                levels, replaced = list(best.levels), best.plane
             scales = _refit(job, scales, replaced, trellis.spacing * grid_step, number == passes - 1)
 
         def count_tile(found: np.ndarray, tile: tuple[int, int, int, int]) -> np.ndarray:

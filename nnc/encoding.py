@@ -64,7 +64,8 @@ class Encoding:
                 step, search = choices[plan.name]
                 tensor = self.checkpoint.read(plan.name)
                 if plan.sensitivity:
-                    return encode_calibrated(plan.name, tensor, plan.sensitivity, step, search, bank, self.workers.tiles)
+                    way = self.asked.substitution
+                    return encode_calibrated(plan.name, tensor, plan.sensitivity, step, search, bank, self.workers.tiles, way)
                 return encode_coded(plan.name, tensor, plan.powers, step, search, bank, self.workers.tiles, self.asked.follow)
             return self._encode_other(plan, typical, factor)
 

@@ -48,7 +48,6 @@ def meet_size(encoding: Encoding, goal: float, asked: str) -> tuple[Assembly, fl
     factor = find_factor(estimate, max(goal * CLOSE, others + 0.08 * weights), _start(coded), slope) if coded else 1.0
     best: tuple[Assembly, float] | None = None
     fine, coarse = 0.0, float("inf")  # the coarsest factor known to be too fine, the finest known to fit
-    last: tuple[float, int] | None = None
     for _ in range(ROUNDS if coded else 1):
         assembly = encoding.encode(factor)
         if assembly.size <= goal:
@@ -58,9 +57,8 @@ def meet_size(encoding: Encoding, goal: float, asked: str) -> tuple[Assembly, fl
             fine = max(fine, factor)
         if ENOUGH * goal <= assembly.size <= goal:
             break
-        if last and last[0] < factor / 2 and goal < assembly.size and assembly.size > last[1] - 0.05 * (last[1] - goal):
-            break  # what is left does not depend on the steps
-        last = factor, assembly.size
+        if assembly.size > goal and all(plan.sample.step(factor, 8) == plan.sample.step(factor / 2, 8) for plan in coded):
+            break  # no step becomes coarser
         new = factor * 2.0 ** max(-4.0, min(4.0, (goal * CLOSE - assembly.size) / slope))
         factor = new if fine < new < coarse else (fine * coarse) ** 0.5 if 0 < fine and coarse < float("inf") else new
     if best is None:

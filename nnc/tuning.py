@@ -22,11 +22,13 @@ from .directory import Unit
 from .encoder import EncodedTensor, encode_vector, make_plane
 from .encoding import Encoding
 from .entropy.explicit import ModelBank
+from .partition.planes import plane_shape
 from .plan import Plan
 from .rdo import measure_powers
 from .rescaling import account, is_rescalable, rescale_outputs
 
 LEAST_WEIGHTS = 32  # of an output: a factor for fewer costs more than it is worth
+MANY_VECTORS = 2  # elements of vectors per output: they take up the gains as well, and cost nothing
 LEAST_WORTH = 0.72  # bits per weight, times the signal to noise ratio, for a factor that is wrong by 1: as much noise
 
 Measure = Callable[[dict[str, torch.Tensor]], float]
@@ -88,6 +90,8 @@ def apply_tuning(
         if plans[e.record.name].treatment == "coded" and is_rescalable(e) and _weights(e) >= LEAST_WEIGHTS
     }
     weights = sum(plan.weights for plan in encoding.coded)
+    if sum(plans[name].weights for name in vectors) >= MANY_VECTORS * sum(plane_shape(state[name].shape, split)[0] for name, split in rows.items()):
+        rows = {}
     for chosen in ([rows, {}] if rows and vectors else [rows]):
         if not vectors and not chosen:
             continue

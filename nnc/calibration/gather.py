@@ -79,11 +79,12 @@ def gather(
         # a finished tensor is under one of the two names' lists
         left = [place for place in used if place.name not in tensors and place.name not in unseen]
         groups = list(_groups(left, survey, memory))
+        runs = count * (2 if survey.thin else 1)
         for number, group in enumerate(groups):
 
             def report(batch: int) -> None:
                 if progress is not None:
-                    progress(number * count + batch, len(groups) * count, "gathering statistics")
+                    progress(number * runs + batch, len(groups) * runs, "gathering statistics")
 
             for place, found in _gather_group(
                 call, batches, kind, places, group, survey, predictions, draws, heat, focus, joint, seed, report
@@ -248,7 +249,8 @@ def _gather_group(
     for place in elements:
         place.tensor.requires_grad_(True)
     try:
-        for number, args in enumerate(batches):
+        for number, args, disturbed in _passes(batches, survey.thin):
+            capture.disturb(disturbed, seed + number)
             output = run_batch(call, args, number, seed, capture)
             if changed := capture.overwritten():
                 capture.copies |= changed
@@ -280,7 +282,7 @@ def _gather_group(
     finally:
         for place in elements:
             place.tensor.requires_grad_(False)
-    scale = FACTORS[kind] / predictions
+    scale = FACTORS[kind] / (predictions * (2 if survey.thin else 1))
     result: list[tuple[Place, TensorStatistics | None]] = []
     for place in group:
         parts = [moment.factors(whole.get(key) if joint else None) for key, moment in moments.items() if key[0] == place.name]
@@ -288,6 +290,16 @@ def _gather_group(
             raise InvalidArgument(f"{place.name}: its inputs or gradients are not finite; check the weights and the data")
         result.append((place, combine(parts, scale) if parts else None))
     return result
+
+
+def _passes(batches: Iterable[tuple], thin: frozenset[str]) -> Iterator[tuple[int, Any, frozenset[str]]]:
+    """Number, arguments and disturbed tables of every run.  Where the data know less than half of a table, other data will use the other
+    rows: then all batches run twice, the second time with other rows in half of the places."""
+    number = 0
+    for disturbed in (frozenset(), thin) if thin else (frozenset(),):
+        for args in batches:
+            yield number, args, disturbed
+            number += 1
 
 
 def _add_uses(uses: list[Product | Lookup], moments: dict[tuple[str, str], Any], draws: int, focus: float) -> None:

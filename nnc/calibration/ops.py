@@ -22,6 +22,8 @@ from .patches import Patches, Rows
 from .places import Places, Slot
 from .recurrent import CELLS, run_cell, run_layers
 
+DISTURBED = 0.5  # of the places
+
 
 @dataclass
 class Survey:
@@ -30,6 +32,12 @@ class Survey:
     matrices: dict[str, int] = field(default_factory=dict)  # name -> bytes of R and C
     elements: set[str] = field(default_factory=set)
     activations: dict[str, int] = field(default_factory=dict)  # name -> bytes in one batch, the largest
+    rows: dict[str, Tensor] = field(default_factory=dict)  # name of a table -> bool, rows that were looked up
+
+    @property
+    def thin(self) -> frozenset[str]:
+        """Tables of which less than half was looked up, but for those of positions: of these the first so many were."""
+        return frozenset(name for name, seen in self.rows.items() if 2 * int(seen.sum()) < len(seen) and not bool(seen[: int(seen.sum())].all()))
 
     def begin(self) -> dict[str, int]:
         return {}
@@ -45,6 +53,7 @@ class Capture(TorchFunctionMode):
     uses    of the last run, in order
     leaves  the tensors that stood in for the active parameters in the last run, by name and way of use
     copies  names whose inputs are written over later in the run, so that they have to be copied
+    disturbed  tables of which other rows are taken for half of the ids, drawn by `generator`
     """
 
     def __init__(
@@ -57,6 +66,8 @@ class Capture(TorchFunctionMode):
         self.leaves: dict[tuple[str, str], Tensor] = {}
         self.copies: set[str] = set()
         self.bytes: dict[str, int] = {}
+        self.disturbed: frozenset[str] = frozenset()
+        self.generator = torch.Generator()
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -69,6 +80,11 @@ class Capture(TorchFunctionMode):
         if self.survey is not None and isinstance(result, (Tensor, tuple, list)):
             self._note_elements(args, kwargs, result)
         return result
+
+    def disturb(self, tables: frozenset[str], seed: int) -> None:
+        """Say which tables are disturbed in the next run."""
+        self.disturbed = tables
+        self.generator.manual_seed(seed)
 
     def begin(self) -> None:
         """Forget the last run."""
@@ -117,7 +133,7 @@ class Capture(TorchFunctionMode):
             return out
         return self._attach(out, Product(slot, inputs(x), x))
 
-    def lookup(self, table: Tensor, ids: Tensor, run: Callable[[Tensor], Tensor]) -> Any:
+    def lookup(self, table: Tensor, ids: Tensor, run: Callable[[Tensor, Tensor], Tensor]) -> Any:
         """Record rows taken from a whole table (rows, columns)."""
         place = self.places.whole(table)
         if place is None or place.tensor.shape != place.plane:
@@ -128,11 +144,16 @@ class Capture(TorchFunctionMode):
                     f"{place.name}: the data has token ids {int(ids.min())} to {int(ids.max())}, the table has {len(table)} rows "
                     f"(ids 0 to {len(table) - 1}); take the tokenizer that belongs to the model, or shorter inputs"
                 )
+            seen = self.survey.rows.setdefault(place.name, torch.zeros(len(table), dtype=torch.bool, device=ids.device))
+            seen[ids.flatten()] = True
             size = 4 * table.shape[1] ** 2
             self.survey.matrices[place.name] = max(size, self.survey.matrices.get(place.name, 0))
             self.bytes[place.name] = self.bytes.get(place.name, 0) + 4 * ids.numel() * table.shape[1]
+        if place.name in self.disturbed:
+            others = torch.randint(len(table), ids.shape, generator=self.generator).to(ids)
+            ids = torch.where((torch.rand(ids.shape, generator=self.generator) < DISTURBED).to(ids.device), others, ids)
         slot = Slot(place, 0, False)
-        out = run(self._leaf(slot, "lookup", table))
+        out = run(self._leaf(slot, "lookup", table), ids)
         return out if place.name not in self.active else self._attach(out, Lookup(slot, ids))
 
     def _leaf(self, slot: Slot, way: str, view: Tensor) -> Tensor:
@@ -225,7 +246,7 @@ def _convolution(axes: int) -> Callable:
 
 def _embedding(c, function, input, weight, padding_idx=None, max_norm=None, *rest, **more) -> Any:
     # a table that renormalizes itself would change the model
-    run = lambda table: function(input, table if max_norm is None else table.clone(), padding_idx, max_norm, *rest, **more)  # noqa: E731
+    run = lambda table, ids: function(ids, table if max_norm is None else table.clone(), padding_idx, max_norm, *rest, **more)  # noqa: E731
     return c.lookup(weight, input, run)
 
 
@@ -234,7 +255,7 @@ def _getitem(c: Capture, function: Callable, tensor: Tensor, index: Any) -> Any:
         return NotImplemented
     if index.numel() and int(index.min()) < 0:
         return NotImplemented
-    return c.lookup(tensor, index, lambda table: function(table, index))
+    return c.lookup(tensor, index, lambda table, ids: function(table, ids))
 
 
 def _batch_norm(

@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgument
-from .options import (add_command, add_data, add_encoding, add_output, add_overwrite, add_reporting, add_threads, data_of, encoding_of,
-                      parse_size)
+from .options import (
+    add_command,
+    add_data,
+    add_encoding,
+    add_output,
+    add_overwrite,
+    add_reporting,
+    add_threads,
+    data_of,
+    encoding_of,
+    parse_size,
+)
 from .output import DIVERGENCES, Result, finite, lines_of, listed, place, printable, reduction
 from .progress import show_progress
 

@@ -6,8 +6,18 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import (Parser, add_command, add_encoding, add_output, add_reporting, add_threads, encoding_of, pairs_of, parse_pair,
-                      parse_rates)
+from .options import (
+    Parser,
+    add_command,
+    add_encoding,
+    add_output,
+    add_reporting,
+    add_threads,
+    encoding_of,
+    pairs_of,
+    parse_pair,
+    parse_rates,
+)
 from .output import Result, lines_of, printable, table_of
 from .progress import show_progress
 

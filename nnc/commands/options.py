@@ -2,8 +2,14 @@
 from __future__ import annotations
 
 import re
-from argparse import (ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter, _ActionsContainer,
-                      _SubParsersAction)
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+    _ActionsContainer,
+    _SubParsersAction,
+)
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any

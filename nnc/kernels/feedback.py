@@ -110,7 +110,6 @@ def _search_survivors(x, classes, first, last, rate, low, shift, labelling, pred
     """
     feedback, other, level_of, state_of, error_of = survivors
     states = pred.shape[0]
-    half = max(1, states // 2)
     last_column = rate.shape[1] - 1
     cost = np.full(states, _FAR, np.float32)
     new = np.empty(states, np.float32)

@@ -24,7 +24,10 @@ from nnc.sources.language import find_context, is_language_model, next_logits, w
 
 OPTIONS = ("batch", "window")
 WRITTEN = 16384  # tokens that are written where nothing else is asked for
-PLAIN_WRITTEN, PLAIN_WINDOW = 8192, 256  # of networks that keep no state from one token to the next: each token costs a whole window
+PLAIN_WRITTEN, PLAIN_WINDOW = (
+    8192,
+    256,
+)  # of networks that keep no state from one token to the next: each token costs a whole window
 RANDOM_WINDOW = 64
 
 Progress = Callable[[int, int, str], None]

@@ -104,7 +104,7 @@ def _own_draft(network: nn.Module, samples: int | None, seed: int, options: dict
     if unknown is not None:
         raise InvalidArgument(f"data {SELF}: unknown option {unknown}, must be one of {', '.join(known)}")
     if vocabulary is None:
-        return noise.draw_noise(network, samples, seed, options)
+        return noise.draw_noise(network, samples, seed, options, progress)
     return generation.write_text(network, vocabulary, samples, seed, options, progress)
 
 

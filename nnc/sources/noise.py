@@ -1,10 +1,10 @@
-"""Inputs without data for networks of images and other numbers: noise that their first normalisation knows.
+"""Inputs without data for networks of images and other numbers: noise, bent to the network's normalisation statistics.
 
     x = a z + b        z: noise of variance one, along space with a spectrum 1/f, as photographs have it (Field, 1987)
 
-a and b are scalars.  They are chosen such that the inputs of the first BatchNorm have the mean and the variance that it has on record
-from training: the least divergence of the Gaussians, sum over channels of (v' + (m' - m)^2) / v - 1 - ln(v' / v).  Without a
-BatchNorm a = 1, b = 0.
+a and b are scalars such that the inputs of the first BatchNorm have the mean and the variance that it has on record; then the inputs
+are bent to what all of them have (inversion.py).  Without a BatchNorm a = 1, b = 0: such noise says little of a network, and real
+inputs do much better.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from torch import Tensor, nn
 from nnc.errors import InvalidArgument
 from nnc.evaluation.data import whole_option
 from nnc.evaluation.runner import evaluating
-from nnc.evaluation.task import Batches
 from nnc.sources.calls import device_of, prepare
 from nnc.sources.inputs import Draft
+from nnc.sources.inversion import Progress, bend_inputs, divergence, normalisations
 from nnc.sources.language import FAILURES
 
 OPTIONS = ("batch", "shape")
-COUNT, BATCH, PROBE = 256, 32, 16  # samples in all, in a batch, to adapt the scale with
+COUNT, BATCH, PROBE = 128, 32, 16  # samples in all, in a batch, to adapt the scale with
 SIDES = (224, 32, 28, 64, 96, 128, 16, 8, 48, 160, 192, 256, 299, 384)  # of images, in the order of trying
 LENGTHS = (1024, 128, 256, 512, 100, 64, 4096, 16000)  # of signals
 SHARED = 0.8  # of the power of the noise that all channels share
 
 
-def draw_noise(network: nn.Module, samples: int | None, seed: int, options: Mapping[str, Any]) -> Draft:
+def draw_noise(
+    network: nn.Module, samples: int | None, seed: int, options: Mapping[str, Any], progress: Progress | None = None
+) -> Draft:
     """Samples of the network's input shape; InvalidArgument if that cannot be found and no option `shape` gives it."""
     shape, found = parse_shape(options["shape"]) if "shape" in options else find_shape(network), "shape" not in options
     count = COUNT if samples is None else samples
@@ -40,14 +42,16 @@ def draw_noise(network: nn.Module, samples: int | None, seed: int, options: Mapp
         return torch.stack([_noise(shape, seed, first + row) for row in range(number)])
 
     scale, shift, fitted = _fit_scale(network, draw(0, min(count, PROBE)))
-
-    def make(index: int) -> tuple:
-        return (scale * draw(index * size, min(size, count - index * size)) + shift,)
-
+    batches = [scale * draw(start, min(size, count - start)) + shift for start in range(0, count, size)]
     text = "x".join(map(str, shape))
     notes = [f"{count} samples of noise of shape {text}{': give the option shape for another' if found else ''}"]
-    notes.append(f"{scale:.3g} z + {shift:.3g} by its {fitted}" if fitted else "standard noise: the network has no BatchNorm")
-    return Draft("noise", Batches(-(-count // size), make), notes=tuple(notes))
+    if fitted:
+        with evaluating(network):
+            batches, before, after = bend_inputs(network, batches, scale, progress)
+        notes.append(f"bent to the statistics of all normalisation layers, at a divergence of {after:.3g}, before {before:.3g}")
+    else:
+        notes.append("the network has no BatchNorm that would tell what its inputs are like: real inputs do much better")
+    return Draft("noise", [(batch,) for batch in batches], notes=tuple(notes))
 
 
 def parse_shape(value: str | Sequence[int]) -> tuple[int, ...]:
@@ -111,24 +115,16 @@ class _Reached(Exception):
 
 def _fit_scale(network: nn.Module, noise: Tensor) -> tuple[float, float, str]:
     """a, b and the name of the first BatchNorm that the data meets; "" if there is none."""
-    names = {
-        module: name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
-    }
+    names = normalisations(network)
     reached: list[str] = []
 
     def meet(module: nn.Module, arguments: tuple) -> None:
         reached[:] = [names[module]]
-        x = arguments[0].double()
-        axes = [0, *range(2, x.ndim)]
-        mean, var = x.mean(axes), x.var(axes, unbiased=False) + module.eps
-        known_mean, known_var = module.running_mean.double(), module.running_var.double() + module.eps
-        raise _Reached(float(((var + (mean - known_mean).square()) / known_var - 1 - (var / known_var).log()).sum()))
+        raise _Reached(float(divergence(module, arguments[0].float())))
 
     call = prepare(network)
 
-    def divergence(octaves: float, offset: float) -> float:
+    def measure(octaves: float, offset: float) -> float:
         """Of the scale 2^octaves, and a shift in units of it."""
         scale = 2.0**octaves
         try:
@@ -141,11 +137,11 @@ def _fit_scale(network: nn.Module, noise: Tensor) -> tuple[float, float, str]:
     try:
         with evaluating(network), torch.inference_mode():
             grid = [(float(a), float(b)) for a in range(-8, 9, 2) for b in (-2, -1, 0, 1, 2)]
-            best = min((divergence(*point), point) for point in grid)
+            best = min((measure(*point), point) for point in grid)
             for width in (1.0, 0.5, 0.25, 0.125):
                 a, b = best[1]
                 near = [(a + i * width, b + j * width) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
-                best = min(best, *((divergence(*point), point) for point in near))
+                best = min(best, *((measure(*point), point) for point in near))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,280 @@
+"""Tuning of what stays float: steps of outputs change and nothing else does; distillation wins back what it can and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nnc.calibration.gather import gather
+from nnc.calibration.statistics import TensorStatistics
+from nnc.checkpoint import open_checkpoint
+from nnc.coder import checksum
+from nnc.config import make_config
+from nnc.decoder import decode_unit
+from nnc.distillation import Budget, distill, hold_back
+from nnc.encoder import encode_calibrated, encode_coded, tensor_bytes
+from nnc.encoding import Encoding
+from nnc.entropy.explicit import ModelBank
+from nnc.plan import plan_tensors
+from nnc.rdo import Search, measure_powers
+from nnc.rescaling import is_rescalable, rescale_outputs
+from nnc.sensitivity import measure_sensitivity
+from nnc.targets import meet_size
+from nnc.tuning import Tuned, apply_tuning, decode_all, decode_tensor
+from nnc.workers import open_workers
+
+SEARCH = Search(8, 0, 0.1, 2)
+
+
+def random_tensor(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_statistics(rows: int, columns: int) -> TensorStatistics:
+    source = np.random.default_rng(1)
+    inputs = source.normal(size=(4 * columns, columns)) * np.exp(source.normal(size=columns))
+    outputs = source.normal(size=(4 * rows, rows)) * np.exp(source.normal(size=rows))
+    return TensorStatistics(
+        (outputs.T @ outputs / len(outputs)).astype(np.float32), (inputs.T @ inputs / len(inputs)).astype(np.float32), (999, 999)
+    )
+
+
+def encode(tensor: torch.Tensor, factor: float):
+    rows = len(tensor)
+    sensitivity = measure_sensitivity(random_statistics(rows, tensor.numel() // rows))
+    return encode_calibrated("w", tensor, sensitivity, factor, SEARCH, ModelBank()), sensitivity
+
+
+def decode(encoded) -> torch.Tensor:
+    return decode_tensor(encoded, ModelBank())
+
+
+@pytest.mark.parametrize("shape", [(96, 40), (12, 64), (64, 8, 3, 3)], ids=["rows", "transposed", "convolution"])
+@pytest.mark.parametrize("spread", [0.02, 0.4])
+def test_outputs_are_multiplied_and_levels_stay(shape, spread):
+    tensor = random_tensor(*shape)
+    tensor[3] = 0
+    encoded, sensitivity = encode(tensor, 2.0)
+    assert encoded.record.coding.transposed == (shape[0] < 48) and is_rescalable(encoded)
+    wanted = np.exp(spread * np.random.default_rng(0).normal(size=shape[0]))
+    found = rescale_outputs(encoded, wanted, 1e9, decode, tensor, sensitivity)
+    new, before, after = found.encoded, decode(encoded), decode(found.encoded)
+    assert new.data[new.side :] == encoded.data[encoded.side :] and new.digests == encoded.digests
+    assert new.record.coding.side == new.side and new.record.coding.length == len(new.data)
+    assert new.content == checksum(tensor_bytes(after))
+    factors = torch.from_numpy(found.factors).float().reshape(-1, *[1] * (len(shape) - 1))
+    torch.testing.assert_close(after, before * factors, rtol=1e-6, atol=0)
+    coding = new.record.coding
+    unit = (coding.column_steps if coding.transposed else coding.row_steps).unit
+    live = np.arange(shape[0]) != 3
+    wrong = np.log(found.factors / wanted.clip(0.5, 2))[live]
+    assert np.abs(wrong).max() < np.log(2) / 128 * unit / 2 + 0.01 and np.abs(wrong).mean() < 0.02
+    assert not after[3].any() or before[3].any()
+    assert new.error == pytest.approx(float((after - tensor).double().square().sum()), rel=1e-5)
+    assert new.loss == pytest.approx(sensitivity.statistics.loss((after - tensor).reshape(shape[0], -1).numpy()), rel=1e-5)
+
+
+def test_a_common_factor_costs_nothing():
+    encoded, _ = encode(random_tensor(64, 64), 2.0)
+    found = rescale_outputs(encoded, np.full(64, 1.05), 10.0, decode, random_tensor(64, 64))
+    assert len(found.encoded.data) == len(encoded.data)
+    np.testing.assert_allclose(found.factors, 1.05, rtol=4e-3)
+
+
+def test_what_does_not_pay_is_left_alone():
+    encoded, _ = encode(random_tensor(64, 64), 2.0)
+    wanted = np.exp(0.05 * np.random.default_rng(0).normal(size=64))
+    wanted /= np.exp(np.log(wanted).mean())
+    found = rescale_outputs(encoded, wanted, 1e-3, decode, random_tensor(64, 64))
+    assert found.encoded is encoded and (found.factors == 1).all()
+
+
+def test_steps_that_follow_scales_are_not_changed():
+    tensor = random_tensor(64, 64)
+    encoded = encode_coded("w", tensor, measure_powers(tensor.numpy()), 0.2, SEARCH, ModelBank(), follow=True)
+    assert not is_rescalable(encoded)
+
+
+class Convolutions(nn.Module):
+    def __init__(self, classes: int = 10):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.last = nn.Linear(16, classes)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).relu().mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(20, 16)
+        self.cell = nn.LSTM(16, 16, batch_first=True)
+        self.out = nn.Linear(16, 20)
+        self.out.weight = self.table.weight
+
+    def forward(self, ids):
+        return self.out(self.cell(self.table(ids))[0])
+
+
+def build(kind: str) -> tuple[nn.Module, list[tuple], str]:
+    torch.manual_seed(0)
+    if kind == "tokens":
+        ids = torch.randint(0, 20, (32, 12), generator=torch.Generator().manual_seed(3))
+        return Recurrent().eval(), [(part,) for part in ids.split(16)], "logits"
+    model = Convolutions()
+    x = 1 + random_tensor(64, 3, 8, 8, seed=2)
+    model(x)  # running statistics
+    if kind == "sure":
+        with torch.no_grad():
+            model.last.weight.mul_(60)
+    return model.eval(), [(part,) for part in x.split(32)], "values" if kind == "values" else "logits"
+
+
+def disturb(model: nn.Module) -> tuple[dict, list[str], dict[str, int]]:
+    """Weights with a common error in every output, as coarse quantization leaves it."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows = {name: 1 for name, tensor in state.items() if tensor.ndim > 1}
+    for name in rows:
+        weight = state[name]
+        weight.mul_(0.9).add_(0.03 * weight.std() * random_tensor(*weight.shape, seed=5))
+    if "out.weight" in state:
+        state["out.weight"] = state["table.weight"]
+    vectors = [name for name, tensor in state.items() if tensor.ndim == 1 and tensor.is_floating_point()]
+    return state, vectors, rows
+
+
+@contextmanager
+def left_untouched(model: nn.Module):
+    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    flags, random = [p.requires_grad for p in model.parameters()], torch.random.get_rng_state()
+    yield
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == flags and all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["logits", "sure", "values", "tokens"])
+@pytest.mark.parametrize("parts", ["vectors", "rows"])
+def test_distillation_wins_back(kind, parts):
+    model, batches, output = build(kind)
+    state, vectors, rows = disturb(model)
+    vectors, rows = (vectors, {}) if parts == "vectors" else ([], rows)
+    original = {name: tensor.clone() for name, tensor in state.items()}
+    tuner = distill(model, batches, [], output)
+    with left_untouched(model):
+        tuned = tuner(state, vectors, rows)
+    assert all(torch.equal(tensor, original[name]) for name, tensor in state.items())
+    assert tuned.left < 0.85 and tuned.bits > 0 and tuned.before > 0
+    assert set(tuned.vectors) == set(vectors) and len(tuned.factors) == len({id(state[name]) for name in rows})
+    assert all(tensor.shape == state[name].shape and tensor.dtype == state[name].dtype for name, tensor in tuned.vectors.items())
+    again = tuner(state, vectors, rows)
+    assert all(torch.equal(tensor, again.vectors[name]) for name, tensor in tuned.vectors.items())
+    assert all((f == again.factors[name]).all() for name, f in tuned.factors.items())
+
+
+def test_running_statistics_are_learnt():
+    model, batches, _ = build("logits")
+    state = dict(model.state_dict())
+    state["norm.running_mean"] = state["norm.running_mean"] + 0.2
+    state["norm.running_var"] = state["norm.running_var"] * 1.3
+    tuned = distill(model, batches, [], "logits")(state, ["norm.running_mean", "norm.running_var"], {})
+    assert tuned.left < 0.5
+    new = {**state, **tuned.vectors}
+    model.load_state_dict(new)  # the rebuilt normalisation is that of torch
+    assert (new["norm.running_var"] > 0).all()
+
+
+def test_nothing_to_win():
+    model, batches, _ = build("logits")
+    state = dict(model.state_dict())
+    tuned = distill(model, batches, [], "logits")(state, ["last.bias"], {"last.weight": 1})
+    assert not tuned.vectors and not tuned.factors and tuned.left == 1
+    assert not distill(model, batches, [], "logits")(state, ["unknown"], {}).vectors
+
+
+def test_names_of_data_parallel_and_other_dtypes():
+    model, batches, _ = build("values")
+    state, vectors, _ = disturb(model)
+    state = {f"module.{name}": tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    tuned = distill(model, batches, [], "values")(state, [f"module.{name}" for name in vectors], {})
+    assert set(tuned.vectors) == {f"module.{name}" for name in vectors}
+    assert all(tensor.dtype == torch.bfloat16 for tensor in tuned.vectors.values())
+
+
+def test_hold_back():
+    data = torch.arange(20)
+    learn, held = hold_back([(data, {"x": data})])
+    assert held[0][0].tolist() == [7, 15] and held[0][1]["x"].tolist() == [7, 15] and len(learn[0][0]) == 18
+    learn, held = hold_back([(data[:1],), (data[1:2],), (data[2:3],)])
+    assert [b[0].tolist() for b in learn] == [[0], [1]] and held[0][0].tolist() == [2]
+    learn, held = hold_back([data[:3]])
+    assert learn[0].tolist() == [0, 1] and held[0].tolist() == [2]
+    assert hold_back([data[:1]])[1] == []
+
+
+@pytest.fixture(scope="module")
+def compressed():
+    """A network compressed to 4 bits with calibration: its encoding, assembly, factor, goal, and divergence of a state."""
+    model, batches, kind = build("values")
+    statistics = gather(model, batches, kind)
+    asked = make_config(None, (), bits=5.0)
+    outputs = [model(*args).detach() for args in batches]
+
+    def measure(state):
+        other = copy.deepcopy(model)
+        other.load_state_dict(state)
+        with torch.no_grad():
+            return sum(float((other(*args) - y).square().mean()) for args, y in zip(batches, outputs))
+
+    with open_checkpoint(model, None) as checkpoint, open_workers(1) as workers:
+        plans = plan_tensors(checkpoint, asked, workers, None, statistics)
+        encoding = Encoding(checkpoint, plans, asked, workers, None, None)
+        assembly, factor = meet_size(encoding, 1300.0, "size = 1300")
+        yield model, batches, kind, encoding, assembly, factor, measure
+
+
+def test_decode_all_is_what_readers_see(compressed):
+    *_, encoding, assembly, _, _ = compressed
+    state = decode_all(assembly, encoding.plans)
+    file = assembly.files[0]
+    records = [record for record in file.directory.records]
+    at = 0
+    for unit, data in zip(file.directory.units, file.units):
+        mine = tuple(records[at : at + unit.count])
+        at += unit.count
+        for record, tensor in zip(mine, decode_unit(unit, mine, data, file.directory.bank)()):
+            assert torch.equal(state[record.name], tensor)
+
+
+def test_tuning_is_kept_where_it_pays(compressed):
+    model, batches, kind, encoding, assembly, factor, measure = compressed
+    before = measure(decode_all(assembly, encoding.plans))
+    tuner = distill(model, batches, [], kind, budget=Budget(steps=60))
+    new = apply_tuning(encoding, assembly, factor, tuner, measure, goal=1300)
+    assert new is not assembly and new.size <= 1300
+    state = decode_all(new, encoding.plans)
+    assert measure(state) < 0.97 * before
+    assert {e.record.name: e.content for e in new.encoded} == {name: checksum(tensor_bytes(t)) for name, t in state.items()}
+    for old, e in zip(assembly.encoded, new.encoded):
+        if e.record.name in ("first.weight", "last.weight"):
+            assert e.data[e.side :] == old.data[old.side :]
+
+
+def test_tuning_that_harms_is_thrown_away(compressed):
+    *_, encoding, assembly, factor, measure = compressed
+
+    def worse(state, vectors, rows):
+        return Tuned({name: state[name] + 1 for name in vectors}, {}, 1.0, 0.5, 0.5)
+
+    assert apply_tuning(encoding, assembly, factor, worse, measure) is assembly
+    assert apply_tuning(encoding, assembly, factor, lambda *_: Tuned({}, {}), measure) is assembly
+    assert apply_tuning(encoding, assembly, factor, worse) is not assembly  # without a measure the tuner is believed
