@@ -91,6 +91,8 @@ def compress(
     statistics = Statistics.load(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     if asked.target[0] == "kl" and statistics is None:
         raise InvalidArgument(f"kl = {asked.kl:g} is predicted from calibration: give data or statistics, or ask for bits or snr")
+    if asked.substitution != "feedback" and statistics is None:
+        raise InvalidArgument(f"substitution {asked.substitution} needs calibration: give data or statistics, or leave it out")
     if asked.target[0] == "step" and statistics is not None:
         raise InvalidArgument("one step for all tensors leaves nothing to calibration: leave out step, or data and statistics")
     destination = Path(destination)

@@ -199,7 +199,14 @@ class _RunningStatistics(TorchFunctionMode):
 
 
 def _normalise(
-    input: Tensor, mean: Tensor, var: Tensor, weight=None, bias=None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight=None,
+    bias=None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Tensor | None:
     if training or mean is None or var is None or not (mean.requires_grad or var.requires_grad):
         return None

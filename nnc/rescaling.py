@@ -55,7 +55,10 @@ def is_rescalable(encoded: EncodedTensor) -> bool:
     """Whether a tensor has outputs with steps that are free to change: coded, more than one row, no steps that follow scales."""
     coding = encoded.record.coding
     return bool(
-        encoded.record.kind == "coded" and coding.split and not coding.follow and LABELLINGS.value(coding.labelling) != "logarithmic"
+        encoded.record.kind == "coded"
+        and coding.split
+        and not coding.follow
+        and LABELLINGS.value(coding.labelling) != "logarithmic"
     )
 
 
@@ -107,9 +110,7 @@ def rescale_outputs(
         column_steps=_steps(codes[3], units[1]),
     )
     front = b"".join(data for _, _, data in written)
-    new = replace(
-        encoded, record=replace(record, coding=coded), data=front + encoded.data[coding.side :], side=len(front)
-    )
+    new = replace(encoded, record=replace(record, coding=coded), data=front + encoded.data[coding.side :], side=len(front))
     new = account(new, decode(new), original, sensitivity)
     return Rescaled(new, np.where(live, 2.0 ** (moved / RESOLUTION), 1.0))
 

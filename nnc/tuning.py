@@ -28,6 +28,8 @@ from .rdo import measure_powers
 from .rescaling import account, is_rescalable, rescale_outputs
 
 LEAST_WEIGHTS = 32  # of an output: a factor for fewer costs more than it is worth
+WORTH = 4.0  # of what the tuner won, if all of it came from the factors: where layers are compared, it wins more at the output (measured)
+TINY = 1e-300
 MANY_VECTORS = 2  # elements of vectors per output: they take up the gains as well, and cost nothing
 LEAST_WORTH = 0.72  # bits per weight, times the signal to noise ratio, for a factor that is wrong by 1: as much noise
 
@@ -77,11 +79,13 @@ def apply_tuning(
     that must not be exceeded.
     """
     state = decode_all(assembly, encoding.plans)
-    before = measure(state) if measure else None
+    before = max(measure(state), TINY) if measure else 0.0
     plans = {plan.name: plan for plan in encoding.plans}
     doubled = {plan.target for plan in encoding.plans if plan.treatment == "alias" and not plan.tied}
     free = [
-        e for e in assembly.encoded if e.record.kind == "coded" and plans[e.record.name].sensitivity and e.record.name not in doubled
+        e
+        for e in assembly.encoded
+        if e.record.kind == "coded" and plans[e.record.name].sensitivity and e.record.name not in doubled
     ]
     vectors = [e.record.name for e in free if plans[e.record.name].treatment == "vector"]
     rows = {
@@ -90,16 +94,18 @@ def apply_tuning(
         if plans[e.record.name].treatment == "coded" and is_rescalable(e) and _weights(e) >= LEAST_WEIGHTS
     }
     weights = sum(plan.weights for plan in encoding.coded)
-    if sum(plans[name].weights for name in vectors) >= MANY_VECTORS * sum(plane_shape(state[name].shape, split)[0] for name, split in rows.items()):
+    if sum(plans[name].weights for name in vectors) >= MANY_VECTORS * sum(
+        plane_shape(state[name].shape, split)[0] for name, split in rows.items()
+    ):
         rows = {}
-    for chosen in ([rows, {}] if rows and vectors else [rows]):
+    for chosen in [rows, {}] if rows and vectors else [rows]:
         if not vectors and not chosen:
             continue
         tuned = tuner(state, vectors, chosen)
         if not tuned.vectors and not tuned.factors:
             continue
         new = _rebuild(encoding, assembly, factor, tuned, weights)
-        bits = log2(before / max(measure(decode_all(new, encoding.plans)), 1e-300)) / 2 if before else tuned.bits
+        bits = log2(before / max(measure(decode_all(new, encoding.plans)), TINY)) / 2 if measure else tuned.bits
         if new.size <= max(goal, assembly.size) and bits * weights > 8 * (new.size - assembly.size) and bits > 0:
             return new
     return assembly
@@ -117,7 +123,7 @@ def _rebuild(encoding: Encoding, assembly: Assembly, factor: float, tuned: Tuned
     directory = assembly.files[0].directory
     plans = {plan.name: plan for plan in encoding.plans}
     spread = sum(float(np.square(np.log(f)).sum()) * plans[name].weights / len(f) for name, f in tuned.factors.items())
-    worth = tuned.bits * weights / max(spread, 1e-12)
+    worth = WORTH * tuned.bits * weights / max(spread, 1e-12)
 
     def work(e: EncodedTensor) -> EncodedTensor:
         name = e.record.name

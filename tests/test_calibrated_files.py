@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import nnc
+from nnc import compression
 from nnc.calibration.statistics import Statistics, TensorStatistics
 from nnc.encoder import encode_calibrated, make_plane
 from nnc.entropy.explicit import ModelBank
+from nnc.errors import InvalidArgument
 from nnc.rdo import Search
 from nnc.sensitivity import measure_sensitivity
 
@@ -142,3 +144,31 @@ def test_positive_vectors_on_a_coarser_grid(tmp_path):
         assert (back > 0).all() and (back / gain).log2().abs().max() < 0.13
         sizes.append(next(t.bytes for t in nnc.inspect(path).tensors if t.name == "gain"))
     assert sizes[0] > sizes[1] >= sizes[2]
+
+
+@pytest.mark.slow
+def test_substitution_is_a_choice(tmp_path):
+    """Feedback costs less than the weights as they are, and a search by gradients after it never more; decoders do not know."""
+    rng = np.random.default_rng(5)
+    weight = torch.from_numpy(rng.normal(size=(16, 32)).astype(np.float32))
+    inputs = rng.normal(size=(500, 32)) @ rng.normal(size=(32, 32))
+    found = TensorStatistics(np.ones(16, np.float32), (inputs.T @ inputs / 500).astype(np.float32), (500, 500))
+    known = Statistics({"w": found}, "values", 500)
+    goal = 0.02 * found.loss(weight.numpy())
+    cost = {}
+    for way in ("none", "feedback", "gradient"):
+        path = tmp_path / f"{way}.safetensors"
+        summary = compression.compress({"w": weight}, path, kl=goal, statistics=known, substitution=way)
+        cost[way] = 8 * summary.file_bytes / weight.numel() + np.log2(summary.loss) / 2  # bits at equal loss
+        assert summary.loss == pytest.approx(goal, rel=0.2) and nnc.load(path)["w"].shape == weight.shape
+    assert cost["feedback"] < cost["none"] - 0.2 and cost["gradient"] <= cost["feedback"] + 0.05
+
+
+def test_options_that_need_calibration_say_so(tmp_path):
+    weight = {"w": torch.randn(20, 30)}
+    with pytest.raises(InvalidArgument, match="substitution none needs calibration"):
+        nnc.compress(weight, tmp_path / "a.safetensors", substitution="none")
+    with pytest.raises(InvalidArgument, match="kl = 0.1 is predicted from calibration"):
+        nnc.compress(weight, tmp_path / "a.safetensors", kl=0.1)
+    with pytest.raises(InvalidArgument, match="must be one of feedback, gradient, none"):
+        nnc.compress(weight, tmp_path / "a.safetensors", substitution="magic")

@@ -34,7 +34,7 @@ DATA = {"-d", "--data", "--task", "--model", "--option", "--kind", "--samples", 
 WRITING = {"-o", "--output", "--threads", "--overwrite", "--quiet", "--json"}
 OPTIONS = {
     "compress": {*WRITING, *ENCODING, "--bits", "--size", "--snr", "--step", "--kl", "--weights-key",
-                 "--shard-size", *DATA, "--statistics", "--tune"},
+                 "--shard-size", *DATA, "--statistics", "--substitution", "--tune"},
     "calibrate": {*DATA, "-o", "--output", "--draws", "--weights-key", "--quiet", "--json"},
     "decompress": WRITING,
     "verify": {"--threads", "--quiet", "--json"},

@@ -29,6 +29,16 @@ from nnc.tuning import Tuned, apply_tuning, decode_all, decode_tensor
 from nnc.workers import open_workers
 
 SEARCH = Search(8, 0, 0.1, 2)
+SHORT = Budget(steps=20, together=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def random_tensor(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -169,11 +179,11 @@ def test_distillation_wins_back(kind, parts):
     state, vectors, rows = disturb(model)
     vectors, rows = (vectors, {}) if parts == "vectors" else ([], rows)
     original = {name: tensor.clone() for name, tensor in state.items()}
-    tuner = distill(model, batches, [], output)
+    tuner = distill(model, batches, [], output, budget=SHORT)
     with left_untouched(model):
         tuned = tuner(state, vectors, rows)
     assert all(torch.equal(tensor, original[name]) for name, tensor in state.items())
-    assert tuned.left < 0.85 and tuned.bits > 0 and tuned.before > 0
+    assert tuned.left < 0.95 and tuned.bits > 0 and tuned.before > 0
     assert set(tuned.vectors) == set(vectors) and len(tuned.factors) == len({id(state[name]) for name in rows})
     assert all(tensor.shape == state[name].shape and tensor.dtype == state[name].dtype for name, tensor in tuned.vectors.items())
     again = tuner(state, vectors, rows)
@@ -186,26 +196,32 @@ def test_running_statistics_are_learnt():
     state = dict(model.state_dict())
     state["norm.running_mean"] = state["norm.running_mean"] + 0.2
     state["norm.running_var"] = state["norm.running_var"] * 1.3
-    tuned = distill(model, batches, [], "logits")(state, ["norm.running_mean", "norm.running_var"], {})
-    assert tuned.left < 0.5
-    new = {**state, **tuned.vectors}
-    model.load_state_dict(new)  # the rebuilt normalisation is that of torch
-    assert (new["norm.running_var"] > 0).all()
+    tuned = distill(model, batches, [], "logits", budget=SHORT)(state, ["norm.running_mean", "norm.running_var"], {})
+    assert tuned.left < 0.8 and (tuned.vectors["norm.running_var"] > 0).all()
+    held = hold_back(batches)[1]
+    with torch.no_grad():
+        wanted = [model(*args).log_softmax(-1) for args in held]
+        model.load_state_dict({**state, **tuned.vectors})
+        found = [model(*args).log_softmax(-1) for args in held]
+    parts = [(p.exp() * (p - q)).sum(-1) for p, q in zip(wanted, found)]
+    assert float(torch.cat(parts).mean()) == pytest.approx(
+        tuned.after, rel=1e-3
+    )  # the normalisation as spelled out is that of torch
 
 
 def test_nothing_to_win():
     model, batches, _ = build("logits")
     state = dict(model.state_dict())
-    tuned = distill(model, batches, [], "logits")(state, ["last.bias"], {"last.weight": 1})
+    tuned = distill(model, batches, [], "logits", budget=SHORT)(state, ["last.bias"], {"last.weight": 1})
     assert not tuned.vectors and not tuned.factors and tuned.left == 1
-    assert not distill(model, batches, [], "logits")(state, ["unknown"], {}).vectors
+    assert not distill(model, batches, [], "logits", budget=SHORT)(state, ["unknown"], {}).vectors
 
 
 def test_names_of_data_parallel_and_other_dtypes():
     model, batches, _ = build("values")
     state, vectors, _ = disturb(model)
     state = {f"module.{name}": tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    tuned = distill(model, batches, [], "values")(state, [f"module.{name}" for name in vectors], {})
+    tuned = distill(model, batches, [], "values", budget=SHORT)(state, [f"module.{name}" for name in vectors], {})
     assert set(tuned.vectors) == {f"module.{name}" for name in vectors}
     assert all(tensor.dtype == torch.bfloat16 for tensor in tuned.vectors.values())
 
@@ -258,7 +274,7 @@ def test_decode_all_is_what_readers_see(compressed):
 def test_tuning_is_kept_where_it_pays(compressed):
     model, batches, kind, encoding, assembly, factor, measure = compressed
     before = measure(decode_all(assembly, encoding.plans))
-    tuner = distill(model, batches, [], kind, budget=Budget(steps=60))
+    tuner = distill(model, batches, [], kind, budget=Budget(steps=40))
     new = apply_tuning(encoding, assembly, factor, tuner, measure, goal=1300)
     assert new is not assembly and new.size <= 1300
     state = decode_all(new, encoding.plans)

@@ -67,7 +67,11 @@ def add_parsers(commands: _SubParsersAction) -> None:
     add_data(group)
     group.add_argument("--statistics", metavar="FILE",
                        help="from nnc calibrate, of the same network; with --data a file that is written if it is not there")
-    group.add_argument("--tune", action="store_true", help="also train, on the data, what is left to choose; takes much longer")
+    group.add_argument("--tune", action="store_true",
+                       help="also tune, on the data, what is not quantized: biases, norms, gains of outputs; kept if it helps")
+    group.add_argument("--substitution", metavar="NAME",
+                       help="what is coded in place of the weights: feedback of errors (the default), gradient (a search by gradients "
+                            "after that: slow, for a few tenths of a percent) or none")
     group = parser.add_argument_group("input and output")
     group.add_argument("--weights-key", metavar="KEY",
                        help="dotted key of the state dict in a torch file, such as model.ema; '' is the top level "
@@ -87,7 +91,7 @@ def run_compress(arguments: Namespace) -> Result:
     with show_progress(arguments, "B" if arguments.data is None and arguments.task is None else "") as progress:
         summary = compress(arguments.source, arguments.output, bits=arguments.bits, size=arguments.size, snr=arguments.snr,
                            step=arguments.step, kl=arguments.kl, **data_of(arguments), statistics=arguments.statistics,
-                           tune=arguments.tune, effort=arguments.effort, **encoding_of(arguments),
+                           tune=arguments.tune, substitution=arguments.substitution, effort=arguments.effort, **encoding_of(arguments),
                            shard_bytes=arguments.shard_size, weights_key=arguments.weights_key, threads=arguments.threads,
                            overwrite=arguments.overwrite, progress=progress)
     return _describe(arguments, summary, time.perf_counter() - start)
