@@ -29,11 +29,11 @@ from .rescaling import account, is_rescalable, rescale_outputs
 
 LEAST_WEIGHTS = 32  # of an output: a factor for fewer costs more than it is worth
 WORTH = 4.0  # of what the tuner won, if all of it came from the factors: where layers are compared, it wins more at the output (measured)
-TINY = 1e-300
 MANY_VECTORS = 2  # elements of vectors per output: they take up the gains as well, and cost nothing
 LEAST_WORTH = 0.72  # bits per weight, times the signal to noise ratio, for a factor that is wrong by 1: as much noise
 
-Measure = Callable[[dict[str, torch.Tensor]], float]
+# (state before, state after) -> divergence after, in parts of that before
+Compare = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +50,16 @@ class Tuned:
     @property
     def bits(self) -> float:
         """Per weight, that the gain is worth."""
-        return -log2(min(max(self.left, 1e-9), 1.0)) / 2
+        return gain_bits(self.left)
 
 
 # (state as decoded, names of vectors, name -> split of tensors whose outputs may have factors) -> what to change
 Tuner = Callable[[dict[str, torch.Tensor], list[str], dict[str, int]], Tuned]
+
+
+def gain_bits(left: float) -> float:
+    """Bits per weight that a divergence is worth of which so much is left; 0 if it is no less."""
+    return -log2(max(left, 1e-9)) / 2 if left < 1 else 0.0
 
 
 def decode_tensor(encoded: EncodedTensor, bank: ModelBank) -> torch.Tensor:
@@ -71,15 +76,14 @@ def decode_all(assembly: Assembly, plans: list[Plan]) -> dict[str, torch.Tensor]
 
 
 def apply_tuning(
-    encoding: Encoding, assembly: Assembly, factor: float, tuner: Tuner, measure: Measure | None = None, goal: float = inf
+    encoding: Encoding, assembly: Assembly, factor: float, tuner: Tuner, compare: Compare, goal: float = inf
 ) -> Assembly:
     """The assembly with what the tuner found, or as it was where that is not worth its bytes.
 
-    factor: of the steps of the assembly; measure: divergence of a decoded state dict, default: what the tuner says of its own; goal: bytes
-    that must not be exceeded.
+    factor: of the steps of the assembly; compare: judges what would really be decoded, on inputs that were held back; goal: bytes that
+    must not be exceeded.
     """
     state = decode_all(assembly, encoding.plans)
-    before = max(measure(state), TINY) if measure else 0.0
     plans = {plan.name: plan for plan in encoding.plans}
     doubled = {plan.target for plan in encoding.plans if plan.treatment == "alias" and not plan.tied}
     free = [
@@ -105,7 +109,7 @@ def apply_tuning(
         if not tuned.vectors and not tuned.factors:
             continue
         new = _rebuild(encoding, assembly, factor, tuned, weights)
-        bits = log2(before / max(measure(decode_all(new, encoding.plans)), TINY)) / 2 if measure else tuned.bits
+        bits = gain_bits(compare(state, decode_all(new, encoding.plans)))
         if new.size <= max(goal, assembly.size) and bits * weights > 8 * (new.size - assembly.size) and bits > 0:
             return new
     return assembly

@@ -209,3 +209,33 @@ def test_draws_and_seeds_do_not_depend_on_how_often_they_are_asked_for():
         assert torch.equal(labels.draw(1), labels.draw(1)) and not torch.equal(labels.draw(0), labels.draw(1))
     sums = [Labels(y, "logits", 0, 0, t).draw(0).sum(-1).abs().max() for t in (1.0, 3.0)]
     assert max(sums) < 1e-6  # a constant added to all logits changes nothing
+
+
+def test_other_rows_of_a_table_that_the_data_hardly_know():
+    """Many rows seen once: other data use other rows, so the layers after the table see them, too; not so for rows in order."""
+    from nnc.calibration.ops import Survey
+
+    once, often, first = (
+        torch.zeros(100, dtype=torch.int64),
+        torch.zeros(100, dtype=torch.int64),
+        torch.zeros(100, dtype=torch.int64),
+    )
+    once[10:40] = 1
+    often[10:40] = 500
+    first[:30] = 1
+    survey = Survey()
+    survey.rows.update(once=once, often=often, first=first)
+    assert survey.thin == {"once"}
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Embedding(200, 6), torch.nn.Linear(6, 4)).eval()
+    thin = gather(net, [(torch.arange(50, 80)[None],)], "logits")
+    known = gather(net, [(torch.arange(50, 80).repeat(200)[None],)], "logits")
+    table = net[0].weight.detach().double()
+    every, seen = (t.T @ t / len(t) for t in (table, table[50:80]))
+
+    def distance(found, to):
+        c = torch.from_numpy(found.tensors["1.weight"].columns).double()
+        return float((c / c.trace() - to / to.trace()).norm())
+
+    assert distance(thin, seen) > distance(known, seen)
+    assert (thin.tensors["0.weight"].rows > 0).all() and every.shape == seen.shape

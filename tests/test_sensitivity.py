@@ -46,7 +46,7 @@ def check_factor(upper, damped):
 def test_inverse(size, samples, damping):
     """With fewer samples than inputs C is singular; the damping makes up for it."""
     c = moment(np.random.default_rng(size), size, samples)
-    check_factor(_invert(c, np.diagonal(c), damping), c + damping * np.diag(np.diagonal(c)))
+    check_factor(_invert(c, np.diagonal(c), damping), (c + damping * np.diag(np.diagonal(c))) / (1 + damping))
 
 
 def test_more_damping_where_it_is_not_positive_definite():
@@ -54,9 +54,9 @@ def test_more_damping_where_it_is_not_positive_definite():
     c[0, 1] = c[1, 0] = 1.04  # not even semidefinite
     upper = _invert(c, np.diagonal(c), 0.0)
     inverse = np.linalg.inv(upper.T @ upper)
-    used = inverse[0, 0] - 1
+    used = c[0, 2] / inverse[0, 2] - 1
     assert any(used == pytest.approx(10.0**-n, rel=1e-3) for n in (1, 2, 3))
-    check_factor(upper, c + used * np.eye(20))
+    check_factor(upper, (c + used * np.eye(20)) / (1 + used))
 
 
 def test_both_sides_have_their_factors():
@@ -66,7 +66,7 @@ def test_both_sides_have_their_factors():
     assert not found.transposed and found.down.dtype == found.upper.dtype == np.float32
     for steps, factor, side, damping in ((found.rows, found.down, r, 0.1), (found.columns, found.upper, c, 0.01)):
         np.testing.assert_allclose(steps, np.diagonal(factor), rtol=1e-6)
-        damped = side + damping * np.diag(np.diagonal(side))
+        damped = (side + damping * np.diag(np.diagonal(side))) / (1 + damping)
         np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(len(side)), atol=1e-3)
     error = rng.normal(size=(60, 70)).astype(np.float32)
     assert found.loss(error) == pytest.approx(0.5 * np.trace(r @ error @ c @ error.T), rel=1e-4)

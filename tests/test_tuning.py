@@ -186,6 +186,8 @@ def test_distillation_wins_back(kind, parts):
     assert tuned.left < 0.95 and tuned.bits > 0 and tuned.before > 0
     assert set(tuned.vectors) == set(vectors) and len(tuned.factors) == len({id(state[name]) for name in rows})
     assert all(tensor.shape == state[name].shape and tensor.dtype == state[name].dtype for name, tensor in tuned.vectors.items())
+    if parts == "vectors":
+        assert tuner.compare(state, {**state, **tuned.vectors}) == pytest.approx(tuned.left, rel=1e-3)
     again = tuner(state, vectors, rows)
     assert all(torch.equal(tensor, again.vectors[name]) for name, tensor in tuned.vectors.items())
     assert all((f == again.factors[name]).all() for name, f in tuned.factors.items())
@@ -275,7 +277,7 @@ def test_tuning_is_kept_where_it_pays(compressed):
     model, batches, kind, encoding, assembly, factor, measure = compressed
     before = measure(decode_all(assembly, encoding.plans))
     tuner = distill(model, batches, [], kind, budget=Budget(steps=40))
-    new = apply_tuning(encoding, assembly, factor, tuner, measure, goal=1300)
+    new = apply_tuning(encoding, assembly, factor, tuner, tuner.compare, goal=1300)
     assert new is not assembly and new.size <= 1300
     state = decode_all(new, encoding.plans)
     assert measure(state) < 0.97 * before
@@ -291,6 +293,9 @@ def test_tuning_that_harms_is_thrown_away(compressed):
     def worse(state, vectors, rows):
         return Tuned({name: state[name] + 1 for name in vectors}, {}, 1.0, 0.5, 0.5)
 
-    assert apply_tuning(encoding, assembly, factor, worse, measure) is assembly
-    assert apply_tuning(encoding, assembly, factor, lambda *_: Tuned({}, {}), measure) is assembly
-    assert apply_tuning(encoding, assembly, factor, worse) is not assembly  # without a measure the tuner is believed
+    def compare(old, new):
+        return measure(new) / measure(old)
+
+    assert apply_tuning(encoding, assembly, factor, worse, compare) is assembly
+    assert apply_tuning(encoding, assembly, factor, lambda *_: Tuned({}, {}), compare) is assembly
+    assert apply_tuning(encoding, assembly, factor, worse, lambda *_: 0.5) is not assembly

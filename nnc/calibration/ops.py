@@ -23,6 +23,7 @@ from .places import Places, Slot
 from .recurrent import CELLS, run_cell, run_layers
 
 DISTURBED = 0.5  # of the places
+NEW = 0.01  # chance that the next id is a new one
 
 
 @dataclass
@@ -32,12 +33,18 @@ class Survey:
     matrices: dict[str, int] = field(default_factory=dict)  # name -> bytes of R and C
     elements: set[str] = field(default_factory=set)
     activations: dict[str, int] = field(default_factory=dict)  # name -> bytes in one batch, the largest
-    rows: dict[str, Tensor] = field(default_factory=dict)  # name of a table -> bool, rows that were looked up
+    rows: dict[str, Tensor] = field(default_factory=dict)  # name of a table -> int64, how often each row was looked up
 
     @property
     def thin(self) -> frozenset[str]:
-        """Tables of which less than half was looked up, but for those of positions: of these the first so many were."""
-        return frozenset(name for name, seen in self.rows.items() if 2 * int(seen.sum()) < len(seen) and not bool(seen[: int(seen.sum())].all()))
+        """Tables of which less than half was looked up and other data will look up other rows: the chance of a new row is that of rows
+        seen once (Good, Biometrika 40, 1953).  Not those of positions, of which the first so many rows were looked up."""
+        found = set()
+        for name, counts in self.rows.items():
+            seen, once = int((counts > 0).sum()), int((counts == 1).sum())
+            if 2 * seen < len(counts) and once > NEW * int(counts.sum()) and not bool((counts[:seen] > 0).all()):
+                found.add(name)
+        return frozenset(found)
 
     def begin(self) -> dict[str, int]:
         return {}
@@ -144,8 +151,8 @@ class Capture(TorchFunctionMode):
                     f"{place.name}: the data has token ids {int(ids.min())} to {int(ids.max())}, the table has {len(table)} rows "
                     f"(ids 0 to {len(table) - 1}); take the tokenizer that belongs to the model, or shorter inputs"
                 )
-            seen = self.survey.rows.setdefault(place.name, torch.zeros(len(table), dtype=torch.bool, device=ids.device))
-            seen[ids.flatten()] = True
+            counts = torch.bincount(ids.flatten(), minlength=len(table))
+            self.survey.rows[place.name] = counts + self.survey.rows.get(place.name, 0)
             size = 4 * table.shape[1] ** 2
             self.survey.matrices[place.name] = max(size, self.survey.matrices.get(place.name, 0))
             self.bytes[place.name] = self.bytes.get(place.name, 0) + 4 * ids.numel() * table.shape[1]
