@@ -127,13 +127,12 @@ def check_product(found, rows, columns, total=None):
 
 def explicit(model, batches, kind, layer, x_of, draws, seed=0):
     """Rows, columns and trace of the Fisher matrix with independent positions, and with those of a batch together: sums over batches,
-    draws and positions of g g^T and of x x^T, for the second half of it from whole gradients.  By autograd, hooks and loops only."""
+    draws and positions of g g^T and of x x^T.  By autograd, hooks and loops only."""
     seen = {}
     hook = layer.register_forward_hook(lambda _, inputs, out: seen.update(x=inputs[0].detach(), y=out))
     outputs, columns = layer.weight.shape[0], layer.weight[0].numel()
     rows, moment = np.zeros((outputs, outputs)), np.zeros((columns, columns))
-    whole_rows, whole_moment = np.zeros_like(rows), np.zeros_like(moment)
-    total, count = 0.0, 0
+    total, joint, count = 0.0, 0.0, 0
     for number, args in enumerate(batches):
         y = model(*args)
         count += y.numel() if kind == "values" else y.numel() // y.shape[-1]
@@ -147,14 +146,10 @@ def explicit(model, batches, kind, layer, x_of, draws, seed=0):
             for mine, x in zip(g.double().numpy(), xs):
                 rows += np.outer(mine, mine) / draws
                 total += float(((mine**2).sum(1) * (x**2).sum(1)).sum()) / draws
-            w = w.reshape(outputs, columns).double().numpy()
-            whole_rows += w @ w.T / draws
-            whole_moment += w.T @ w / draws
+            joint += float(w.double().square().sum()) / draws
     hook.remove()
     scale = FACTORS[kind] / count
-    joint = trace(whole_rows)
-    halves = [a / trace(a) + b / trace(b) for a, b in ((rows, whole_rows), (moment, whole_moment))]
-    return (rows, moment, total * scale), (*halves, joint * scale)
+    return (rows, moment, total * scale), (rows, moment, joint * scale)
 
 
 def check_matrix(model, batches, layer, x_of, name, kind="logits"):

@@ -569,7 +569,7 @@ def test_interrupt_of_a_real_process(tmp_path):
     import pty
 
     torch.manual_seed(0)
-    save_file({f"layer{index}.weight": torch.randn(512, 1024) for index in range(6)}, tmp_path / "big.safetensors")
+    save_file({f"layer{index}.weight": torch.randn(512, 1024) for index in range(16)}, tmp_path / "big.safetensors")
     terminal, other = pty.openpty()
     drawn = b""
     with process("compress", tmp_path / "big.safetensors", "-o", tmp_path / "o.safetensors", "--effort", "max",

@@ -20,7 +20,7 @@ from ..errors import InsufficientData, InvalidArgument
 from .fingerprint import digest_batches, digest_model
 from .forward import find_layer, is_finite, run_batch
 from .labels import FACTORS, KINDS, Doubt, Labels, choose_draws, count_predictions
-from .moments import ElementMoment, Lookup, LookupMoment, Product, ProductMoment, WholeMoment, combine
+from .moments import ElementMoment, Lookup, LookupMoment, Product, ProductMoment, combine
 from .ops import Capture, Survey
 from .places import Place, Places
 from .statistics import Statistics, TensorStatistics
@@ -245,7 +245,7 @@ def _gather_group(
     capture = Capture(places, frozenset(place.name for place in group), device=_device(places))
     elements = [place for place in group if place.name in survey.elements]
     moments: dict[tuple[str, str], Any] = {}
-    whole: dict[tuple[str, str], WholeMoment] = {}
+    energies: dict[tuple[str, str], float] = {}
     for place in elements:
         place.tensor.requires_grad_(True)
     try:
@@ -270,7 +270,8 @@ def _gather_group(
                         if gradient is None:
                             continue
                         if key in capture.leaves:
-                            whole.setdefault(key, WholeMoment(key[1] == "swapped", key[1] == "lookup")).add(gradient, draws)
+                            energy = float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2 / draws
+                            energies[key] = energies.get(key, 0.0) + energy
                         else:
                             place = places.by_name[key[0]]
                             moments.setdefault(key, ElementMoment(place.tensor, place.plane)).add(gradient, draws)
@@ -285,7 +286,7 @@ def _gather_group(
     scale = FACTORS[kind] / (predictions * (2 if survey.thin else 1))
     result: list[tuple[Place, TensorStatistics | None]] = []
     for place in group:
-        parts = [moment.factors(whole.get(key) if joint else None) for key, moment in moments.items() if key[0] == place.name]
+        parts = [moment.factors(energies.get(key) if joint else None) for key, moment in moments.items() if key[0] == place.name]
         if any(not (np.isfinite(part.rows).all() and np.isfinite(part.columns).all()) for part in parts):
             raise InvalidArgument(f"{place.name}: its inputs or gradients are not finite; check the weights and the data")
         result.append((place, combine(parts, scale) if parts else None))

@@ -7,12 +7,7 @@ For a product y = W x with gradients g at y, over all positions t of all samples
 scaled so that tr(R) tr(C) is the trace of the Fisher matrix: either sum_t |g_t|^2 |x_t|^2, positions taken as independent
 (as in Grosse & Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers", ICML 2016), or the mean square
 of the gradient itself, |sum_t g_t x_t^T|^2, which knows that the positions of one sample act together: under an average over
-space it is many times larger.  In that case half of either side comes from whole gradients D = sum_t g_t x_t^T, too:
-
-    R = sum D D^T          C = sum D^T D
-
-which are the best one-sided factors of the Fisher matrix (Tseng et al., "Model-preserving adaptive rounding", 2025), but noisy:
-one gradient per batch and draw.  Labels are independent, so the samples of a batch may be summed.  For a table of vectors C is the second moment of the gradients, R the counts; for all others the
+space it is many times larger.  For a table of vectors C is the second moment of the gradients, R the counts; for all others the
 Fisher matrix is a diagonal.  R is a diagonal, too, where there are more than WIDEST outputs.
 """
 
@@ -28,7 +23,6 @@ from .places import Slot
 from .statistics import TensorStatistics
 
 WIDEST = 4096  # outputs whose second moments are kept as a matrix
-WHOLE = 0.5  # share of whole gradients in the second moments
 UNSEEN = 0.15  # of the mean count is added to that of every row of a table: other data use other rows
 SPREAD = 0.5  # share of uses that every row of a table gets, used or not, and of the mean in the diagonal of a vector
 
@@ -111,11 +105,9 @@ class ProductMoment:
                 self.c.addmm_((x * (h[part].reshape(-1, 1) / norm)).t(), x)
                 self.total += float(p[part].reshape(-1).double() @ x.square().sum(1).double())
 
-    def factors(self, whole: WholeMoment | None) -> Factors:
+    def factors(self, energy: float | None) -> Factors:
         c, rows = self.c.double().cpu().numpy(), self.rows.double().cpu().numpy()
-        if whole:
-            c, rows = _blend(c, whole.columns), _blend(rows, whole.rows)
-        c *= _ratio(whole.energy if whole else self.total, _trace(rows) * np.trace(c))
+        c *= _ratio(self.total if energy is None else energy, _trace(rows) * np.trace(c))
         plane = self.slot.place.plane
         if self.slot.swapped:
             straight = plane == (len(c), len(rows))
@@ -126,33 +118,6 @@ class ProductMoment:
         if len(rows) > 1:  # one input: the plane is one row, of the outputs
             return Factors(c, rows, (self.uses, self.gradients))
         return _project(c * rows.sum(), plane, self.uses)
-
-
-class WholeMoment:
-    """Sums of gradients of a matrix itself, each of all samples of a batch and of one draw."""
-
-    def __init__(self, slot_swapped: bool, table: bool) -> None:
-        self.swapped, self.table = slot_swapped, table
-        self.energy = 0.0
-        self.sums: list[Tensor] = []
-
-    def add(self, gradient: Tensor, draws: int) -> None:
-        d = gradient.detach().float().flatten(1)
-        self.energy += float(torch.linalg.vector_norm(d, dtype=torch.float64)) ** 2 / draws
-        if self.table:
-            return
-        d = d.t() if self.swapped else d
-        wide = len(d) > WIDEST
-        new = [d.square().sum(1) if wide else d @ d.t(), d.t() @ d]
-        self.sums = [a + b / draws for a, b in zip(self.sums, new)] if self.sums else [b / draws for b in new]
-
-    @property
-    def rows(self) -> np.ndarray | None:
-        return self.sums[0].double().cpu().numpy() if self.sums else None
-
-    @property
-    def columns(self) -> np.ndarray | None:
-        return self.sums[1].double().cpu().numpy() if self.sums else None
 
 
 class LookupMoment:
@@ -172,9 +137,9 @@ class LookupMoment:
             self.uses += len(use.ids)
             self.gradients += len(use.ids) * draws
 
-    def factors(self, whole: WholeMoment | None) -> Factors:
+    def factors(self, energy: float | None) -> Factors:
         counts, c = self.counts.cpu().numpy(), self.c.double().cpu().numpy()
-        c *= _ratio(whole.energy, np.trace(c)) if whole else 1.0
+        c *= 1.0 if energy is None else _ratio(energy, np.trace(c))
         counts = counts + SPREAD + UNSEEN * counts.mean()
         return Factors(counts / counts.sum(), c, (self.uses, self.gradients))
 
@@ -189,7 +154,7 @@ class ElementMoment:
     def add(self, gradient: Tensor, draws: int) -> None:
         self.squares += gradient.detach().float().reshape(self.squares.shape).square() / draws
 
-    def factors(self, whole: None = None) -> Factors:
+    def factors(self, energy: None = None) -> Factors:
         squares = self.squares.double().cpu().numpy()
         rows, columns = squares.sum(1), squares.sum(0)
         if len(rows) == 1:  # few draws: an element alone is uncertain
@@ -220,13 +185,6 @@ def _project(c: np.ndarray, plane: tuple[int, int], uses: int) -> Factors:
     blocks = c.reshape(*plane, *plane)
     rows, columns = np.einsum("ijkj->ik", blocks), np.einsum("ijil->jl", blocks)
     return Factors(rows, columns * _ratio(1.0, np.trace(columns)), (uses, uses))
-
-
-def _blend(side: np.ndarray, whole: np.ndarray | None) -> np.ndarray:
-    """A part of each, of the same trace."""
-    if whole is None or whole.shape != side.shape or not (trace := _trace(whole)):
-        return side
-    return WHOLE * whole * (_trace(side) / trace) + (1 - WHOLE) * side
 
 
 def _trace(side: np.ndarray) -> float:
