@@ -28,7 +28,7 @@ from .rdo import measure_powers
 from .rescaling import account, is_rescalable, rescale_outputs
 
 LEAST_WEIGHTS = 32  # of an output: a factor for fewer costs more than it is worth
-WORTH = 4.0  # of what the tuner won, if all of it came from the factors: where layers are compared, it wins more at the output (measured)
+WORTHS = (4.0, 1.0, 0.25)  # what accurate factors are taken to be worth, in parts of what the tuner won: as the bytes allow
 MANY_VECTORS = 2  # elements of vectors per output: they take up the gains as well, and cost nothing
 LEAST_WORTH = 0.72  # bits per weight, times the signal to noise ratio, for a factor that is wrong by 1: as much noise
 
@@ -108,10 +108,15 @@ def apply_tuning(
         tuned = tuner(state, vectors, chosen)
         if not tuned.vectors and not tuned.factors:
             continue
-        new = _rebuild(encoding, assembly, factor, tuned, weights)
-        bits = gain_bits(compare(state, decode_all(new, encoding.plans)))
-        if new.size <= max(goal, assembly.size) and bits * weights > 8 * (new.size - assembly.size) and bits > 0:
-            return new
+        best: tuple[float, Assembly] | None = None
+        for worth in WORTHS if tuned.factors else WORTHS[:1]:
+            new = _rebuild(encoding, assembly, factor, tuned, worth * weights)
+            bits = gain_bits(compare(state, decode_all(new, encoding.plans)))
+            won = bits * weights - 8 * (new.size - assembly.size)
+            if bits > 0 and new.size <= max(goal, assembly.size) and won > (best[0] if best else 0):
+                best = won, new
+        if best:
+            return best[1]
     return assembly
 
 
@@ -127,7 +132,7 @@ def _rebuild(encoding: Encoding, assembly: Assembly, factor: float, tuned: Tuned
     directory = assembly.files[0].directory
     plans = {plan.name: plan for plan in encoding.plans}
     spread = sum(float(np.square(np.log(f)).sum()) * plans[name].weights / len(f) for name, f in tuned.factors.items())
-    worth = WORTH * tuned.bits * weights / max(spread, 1e-12)
+    worth = tuned.bits * weights / max(spread, 1e-12)
 
     def work(e: EncodedTensor) -> EncodedTensor:
         name = e.record.name
