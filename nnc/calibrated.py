@@ -247,9 +247,9 @@ def compress(
             f"the statistics are for outputs of kind {known.kind}, the data for {inputs.kind}; say kind={known.kind!r}"
         )
     if distill:
-        held = [] if inputs.held_back is None else list(inputs.held_back.batches())
         batches = list(inputs.calibration.batches())
-        plain["tune"] = distill(opened.network, batches, held, inputs.kind, inputs.calibration.prepare)
+        plain["tune"] = distill(opened.network, batches, [], inputs.kind,  # what was held back only measures
+                                inputs.calibration.prepare)
     summary = compression.compress(
         source, destination, statistics=_matched(known, source, weights_key), measure=opened.measure(), **plain
     )

@@ -149,7 +149,7 @@ def _meet_target(encoding: Encoding, measure: Measure | None, tune: Tuner | None
         goal = wanted if kind == "size" else wanted * sum(plan.weights for plan in encoding.plans) / 8
         assembly, factor = meet_size(encoding, goal, f"{kind} = {wanted:g}")
     if tune:
-        assembly = apply_tuning(encoding, assembly, factor, tune, measure, goal)
+        assembly = apply_tuning(encoding, assembly, factor, tune, tune.compare, goal)
     return assembly, factor, measure(decode_all(assembly, encoding.plans)) if measure else None
 
 

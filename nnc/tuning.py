@@ -22,14 +22,12 @@ from .directory import Unit
 from .encoder import EncodedTensor, encode_vector, make_plane
 from .encoding import Encoding
 from .entropy.explicit import ModelBank
-from .partition.planes import plane_shape
 from .plan import Plan
 from .rdo import measure_powers
 from .rescaling import account, is_rescalable, rescale_outputs
 
 LEAST_WEIGHTS = 32  # of an output: a factor for fewer costs more than it is worth
 WORTHS = (4.0, 1.0, 0.25)  # what accurate factors are taken to be worth, in parts of what the tuner won: as the bytes allow
-MANY_VECTORS = 2  # elements of vectors per output: they take up the gains as well, and cost nothing
 LEAST_WORTH = 0.72  # bits per weight, times the signal to noise ratio, for a factor that is wrong by 1: as much noise
 
 # (state before, state after) -> divergence after, in parts of that before
@@ -76,12 +74,19 @@ def decode_all(assembly: Assembly, plans: list[Plan]) -> dict[str, torch.Tensor]
 
 
 def apply_tuning(
-    encoding: Encoding, assembly: Assembly, factor: float, tuner: Tuner, compare: Compare, goal: float = inf
+    encoding: Encoding,
+    assembly: Assembly,
+    factor: float,
+    tuner: Tuner,
+    compare: Compare,
+    goal: float = inf,
+    outputs: bool = False,
 ) -> Assembly:
     """The assembly with what the tuner found, or as it was where that is not worth its bytes.
 
     factor: of the steps of the assembly; compare: judges what would really be decoded, on inputs that were held back; goal: bytes that
-    must not be exceeded.
+    must not be exceeded; outputs: whether the steps of outputs may move besides the vectors.  That did not pay on the networks that were
+    tried: finer codes of the steps take 1 % of the bytes, vectors do the same for nothing, and without any the gain did not carry over.
     """
     state = decode_all(assembly, encoding.plans)
     plans = {plan.name: plan for plan in encoding.plans}
@@ -95,13 +100,9 @@ def apply_tuning(
     rows = {
         e.record.name: e.record.coding.split
         for e in free
-        if plans[e.record.name].treatment == "coded" and is_rescalable(e) and _weights(e) >= LEAST_WEIGHTS
+        if outputs and plans[e.record.name].treatment == "coded" and is_rescalable(e) and _weights(e) >= LEAST_WEIGHTS
     }
     weights = sum(plan.weights for plan in encoding.coded)
-    if sum(plans[name].weights for name in vectors) >= MANY_VECTORS * sum(
-        plane_shape(state[name].shape, split)[0] for name, split in rows.items()
-    ):
-        rows = {}
     for chosen in [rows, {}] if rows and vectors else [rows]:
         if not vectors and not chosen:
             continue

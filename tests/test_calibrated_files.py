@@ -172,3 +172,12 @@ def test_options_that_need_calibration_say_so(tmp_path):
         nnc.compress(weight, tmp_path / "a.safetensors", kl=0.1)
     with pytest.raises(InvalidArgument, match="must be one of feedback, gradient, none"):
         nnc.compress(weight, tmp_path / "a.safetensors", substitution="magic")
+
+
+def test_tuning_runs_and_is_kept_only_if_it_helps(tmp_path):
+    """The whole way with data: calibrate, meet the size, tune, judge what would be decoded, measure."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(16, 48), torch.nn.ReLU(), torch.nn.Linear(48, 5)).eval()
+    batches = [(torch.randn(32, 16),) for _ in range(4)]
+    found = [nnc.compress(net, tmp_path / f"{t}.safetensors", size=1500, data=batches, kind="logits", tune=t) for t in (False, True)]
+    assert all(s.file_bytes <= 1500 and s.measured > 0 for s in found) and found[1].measured <= 1.5 * found[0].measured

@@ -273,11 +273,12 @@ def test_decode_all_is_what_readers_see(compressed):
             assert torch.equal(state[record.name], tensor)
 
 
-def test_tuning_is_kept_where_it_pays(compressed):
+@pytest.mark.parametrize("outputs", [False, True])
+def test_tuning_is_kept_where_it_pays(compressed, outputs):
     model, batches, kind, encoding, assembly, factor, measure = compressed
     before = measure(decode_all(assembly, encoding.plans))
     tuner = distill(model, batches, [], kind, budget=Budget(steps=40))
-    new = apply_tuning(encoding, assembly, factor, tuner, tuner.compare, goal=1300)
+    new = apply_tuning(encoding, assembly, factor, tuner, tuner.compare, 1300, outputs)
     assert new is not assembly and new.size <= 1300
     state = decode_all(new, encoding.plans)
     assert measure(state) < 0.97 * before
