@@ -10,8 +10,6 @@ The data are divided: most of them calibrate, the part held back (sources/inputs
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -27,7 +25,8 @@ from .calibration.statistics import Statistics
 from .checkpoint import check_destination, open_checkpoint
 from .compression import Summary
 from .config import Config, make_config
-from .errors import InvalidArgument, NncError, Unsupported
+from .distillation import distill
+from .errors import InvalidArgument, NncError
 from .evaluation.matching import WEIGHTS, match_statistics, sign_statistics, weights_of
 from .evaluation.models import Builder, Source, fit, open_network, pretrained_folder
 from .evaluation.pretrained import first_line
@@ -216,10 +215,10 @@ def compress(
     data, model, task, data_options, kind, samples, seed, memory, draws   to calibrate with, see `calibrate`: bits go to where the
                 network's output needs them.  Without data and statistics the weights alone are looked at
     statistics  from `calibrate`, of the same network; with data also the name of a file that is written, or resumed
-    tune        also train what is left to choose, on the calibration data, towards the outputs of the original
+    tune        also distil biases, weights of norms and running statistics from the original, on the calibration data; kept if it helps
     config, rules, options   one of bits, size, snr, step and, with data or statistics, kl: the predicted divergence from the
-                original, corrected once by a measurement on held-back data; effort, states, labelling, lagrangian, shard_bytes
-                (see Config)
+                original, corrected by measurements on held-back data; effort, states, labelling, substitution, lagrangian,
+                shard_bytes (see Config)
     threads     default all cores; the bytes do not depend on it
     progress    called with (done, total, what)
 
@@ -237,7 +236,6 @@ def compress(
         summary = compression.compress(source, destination, statistics=_matched(known, source, weights_key), **plain)
         return _extended(summary, known, "statistics" if isinstance(statistics, Statistics) else str(statistics))
     _check_early(source, destination, overwrite, make_config(config, tuple(rules), **options))
-    distill = _find_distill() if tune else None
     request = Request(data, model, task, data_options, kind, samples, seed, memory, draws, weights_key, progress)
     opened = open_inputs(source, request)
     inputs = opened.inputs
@@ -246,10 +244,9 @@ def compress(
         raise InvalidArgument(
             f"the statistics are for outputs of kind {known.kind}, the data for {inputs.kind}; say kind={known.kind!r}"
         )
-    if distill:
-        batches = list(inputs.calibration.batches())
-        plain["tune"] = distill(opened.network, batches, [], inputs.kind,  # what was held back only measures
-                                inputs.calibration.prepare)
+    if tune:
+        batches = list(inputs.calibration.batches())  # what was held back only measures
+        plain["tune"] = distill(opened.network, batches, [], inputs.kind, inputs.calibration.prepare)
     summary = compression.compress(
         source, destination, statistics=_matched(known, source, weights_key), measure=opened.measure(), **plain
     )
@@ -301,15 +298,6 @@ def _refuse_leftovers(**given: object) -> None:
     name = next((name for name, value in given.items() if value is not None), None)
     if name is not None:
         raise InvalidArgument(f"{name} is given, but no data to use it with; give data or leave it out")
-
-
-def _find_distill() -> Callable[..., object]:
-    """What trains the choices that are left; Unsupported where it is not there."""
-    name = f"{__package__}.distillation"
-    distill = getattr(importlib.import_module(name), "distill", None) if importlib.util.find_spec(name) else None
-    if distill is None:
-        raise Unsupported("this version cannot tune: leave tune out")
-    return distill
 
 
 def _extended(

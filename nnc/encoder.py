@@ -289,7 +289,7 @@ def _encode_plane(
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
     error, energy = error_and_energy(plane, values)
-    noise = int(np.clip(round(20 * np.log10(energy / max(error, 1e-300))), 0, 255)) if energy > 0 else 0
+    noise = count_noise(error, energy)
     coding = Coding(
         job.split,
         job.transposed,
@@ -318,6 +318,11 @@ def _encode_plane(
     final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)
     content = checksum(tensor_bytes(final))
     return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, len(side), loss)
+
+
+def count_noise(error: float, energy: float) -> int:
+    """Signal to noise ratio in half decibels, as records hold it."""
+    return int(np.clip(round(20 * np.log10(energy / max(error, 1e-300))), 0, 255)) if energy > 0 else 0
 
 
 def _refit(job: Job, scales: Scales, replaced: np.ndarray, spacing: float, final: bool) -> Scales:

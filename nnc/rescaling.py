@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from .coder import checksum
-from .encoder import LARGEST_STEP, SMALLEST_STEP, EncodedTensor, make_plane, tensor_bytes
+from .encoder import LARGEST_STEP, SMALLEST_STEP, EncodedTensor, count_noise, make_plane, tensor_bytes
 from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, OFF, decode_codes, encode_codes
+from .kernels.planes import error_and_energy
 from .quantize.logarithm import RESOLUTION
 from .quantize.steps import QUARTER, UNITS, StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS
@@ -120,8 +121,8 @@ def account(
 ) -> EncodedTensor:
     """The same with content, error, energy and loss of what it decodes to."""
     plane, values = make_plane(original)[1], make_plane(decoded)[1]
-    error, energy = (float(np.square(p, dtype=np.float64).sum()) for p in (values - plane, plane))
-    noise = int(np.clip(round(20 * np.log10(energy / max(error, 1e-300))), 0, 255)) if energy > 0 else 0
+    error, energy = error_and_energy(plane, values)
+    noise = count_noise(error, energy)
     coding = replace(encoded.record.coding, noise=noise) if encoded.record.coding else None
     loss = encoded.loss
     if sensitivity:

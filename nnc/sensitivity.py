@@ -91,7 +91,8 @@ def _shrinkage(full: np.ndarray, diagonal: np.ndarray, samples: int) -> float:
 
 
 def _invert(full: np.ndarray, diagonal: np.ndarray, damping: float) -> np.ndarray:
-    """Upper triangular U, float64, with `U^T U = ((C + damping diag C) / (1 + damping))^-1`; more damping where that is not positive definite."""
+    """Upper triangular U, float64, with `U^T U = ((C + damping diag C) / (1 + damping))^-1`; more damping where that is not positive
+    definite."""
     matrix = torch.from_numpy(np.ascontiguousarray(full[::-1, ::-1]))
     flipped = torch.from_numpy(np.ascontiguousarray(diagonal[::-1]))
     while True:

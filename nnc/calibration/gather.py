@@ -70,7 +70,7 @@ def gather(
         if done.settings.get("complete"):
             return done
     call = model if run is None else run(model)
-    with _frozen(model, places):
+    with frozen(model, places):
         survey, predictions, count, doubt = _survey(call, model, batches, kind, places, progress)
         draws = choose_draws(predictions, count) if draws is None else draws
         heat = doubt.temperature if temperature is None else temperature
@@ -158,7 +158,7 @@ def _resume(file: Path, fresh: Statistics) -> Statistics:
 
 
 @contextmanager
-def _frozen(model: nn.Module, places: Places) -> Iterator[None]:
+def frozen(model: nn.Module, places: Places) -> Iterator[None]:
     """Eval mode, no gradients, buffers and random state put back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers(), *(place.tensor for place in places.all)]}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration.gather import _frozen as frozen
+from ..calibration.gather import frozen
 from ..calibration.places import Place, Places
 from ..evaluation.matching import PREFIX
 from ..tuning import Tuned
