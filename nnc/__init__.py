@@ -2,6 +2,7 @@
 
     nnc.compress("model/", "small/", bits=3)      # Hugging Face folder, .safetensors, torch file, module, state dict
     nnc.compress("model/", "small/", bits=2, data="text.txt")  # calibrated: bits go to where the output needs them
+    nnc.compress("tuned/", "delta/", reference="base/")        # only the difference to another checkpoint
     state = nnc.load("small/")                    # original names, shapes and dtypes
     nnc.load_into(model, "small/")
 
@@ -22,15 +23,18 @@ if TYPE_CHECKING:
     from .evaluation import evaluate, sweep
     from .inspection import FileInfo, TensorInfo, inspect
     from .restoration import decompress, load, load_into, verify
+    from .runs import RunSummary, compress_run
 
 __version__ = "0.1.0.dev0"
 
 _MODULES = {"calibrated": ("CalibratedSummary", "calibrate", "compress"), "calibration.statistics": ("Statistics",),
             "compression": ("Summary",), "config": ("Config", "Rule"), "evaluation": ("evaluate", "sweep"),
-            "inspection": ("FileInfo", "TensorInfo", "inspect"), "restoration": ("decompress", "load", "load_into", "verify")}
+            "inspection": ("FileInfo", "TensorInfo", "inspect"), "restoration": ("decompress", "load", "load_into", "verify"),
+            "runs": ("RunSummary", "compress_run")}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["CalibratedSummary", "Config", "Corruption", "FileInfo", "InsufficientData", "InvalidArgument", "NncError", "Rule",
-           "Statistics", "Summary", "TensorInfo", "Unsupported", "calibrate", "compress", "decompress", "evaluate", "inspect", "load", "load_into", "sweep", "verify"]
+           "RunSummary", "Statistics", "Summary", "TensorInfo", "Unsupported", "calibrate", "compress", "compress_run", "decompress",
+           "evaluate", "inspect", "load", "load_into", "sweep", "verify"]
 
 
 def __getattr__(name: str):

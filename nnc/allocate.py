@@ -41,8 +41,9 @@ from .sensitivity import Sensitivity
 SAMPLE = 1 << 15  # weights sampled per tensor ...
 SAMPLES = 1 << 22  # ... and over all tensors
 MOST_SPACING = 2.4  # distance of the values of one quantizer, of the rms: half a bit is left; beyond, a tensor is soon all zeros
+LEAST_RMS = 1e-30  # of a residual
 VECTOR_STEP = 1 / 128  # of the rms, for biases and the like ...
-FINEST_VECTOR_STEP = 1 / 512  # ... and at most this fine: eleven bits
+FINEST_VECTOR_STEP = 1 / 512  # ... and at most this fine, eleven bits, unless the weights are finer still
 
 
 def relative_step(rms: float, weights: int) -> float:
@@ -55,7 +56,7 @@ class Sample:
     """Weights of one tensor to try steps on.  x: float32 in scan order, over `scale`, the step of their row when the step of the
     tensor is one; index: int64 scale index of each when a level is one rms wide; weights: of the whole
     tensor; side: estimated bits of its scale codes; relative: its step up to the common factor; calibrated: whether x is in units in
-    which half its squared error is the predicted loss."""
+    which half its squared error is the predicted loss; most: step at which the tensor vanishes, None for that of x."""
 
     x: np.ndarray
     scale: np.ndarray
@@ -65,29 +66,32 @@ class Sample:
     side: float
     relative: float
     calibrated: bool = False
+    most: float | None = None
 
-    def step(self, factor: float, states: int) -> float:
-        """The step for a common factor: by the rule, but never so coarse that the tensor vanishes."""
-        return min(factor * self.relative, MOST_SPACING * self.rms / make_trellis(states).spacing)
+    def step(self, factor: float, states: int, relief: float = 1.0) -> float:
+        """The step for a common factor: by the rule, but never so coarse that the tensor vanishes; relief: times as coarse as that."""
+        return min(factor * self.relative, relief * MOST_SPACING * (self.most or self.rms) / make_trellis(states).spacing)
 
 
-def take_sample(plane: np.ndarray, powers: Powers, factor: float, most: int, follow: bool) -> Sample:
-    """Sample at most about `most` weights in blocks spread over the plane; `factor` multiplies the step by rule."""
-    scales = fit_scales(powers, powers.rms, follow)
+def take_sample(plane: np.ndarray, powers: Powers, factor: float, most: int, follow: bool, rms: float | None = None) -> Sample:
+    """Sample at most about `most` weights in blocks spread over the plane; `factor` multiplies the step by rule; rms: of the weights that
+    the plane is a residual of."""
+    scales = fit_scales(powers, max(powers.rms, LEAST_RMS), follow)
     parts = [gather(plane, tile, scales, 1.0) for tile in _sample_tiles(plane.shape, most)]
     side = 3.0 * (np.count_nonzero(scales.rows) + np.count_nonzero(scales.columns))
     x = np.concatenate([part.x for part in parts])
     index = np.concatenate([part.codes for part in parts]).astype(np.int64) + 4 * scales.shift
     steps = scales.row_steps(1.0)
     scale = np.concatenate([steps[part.position // plane.shape[1]] for part in parts])
-    return Sample(x, scale, index, powers.rms, plane.size, side, factor * relative_step(powers.rms, plane.size))
+    relative = factor * relative_step(rms or powers.rms, plane.size)
+    return Sample(x, scale, index, max(powers.rms, LEAST_RMS), plane.size, side, relative, most=rms)
 
 
-def sample_relative(plane: np.ndarray, sensitivity: Sensitivity, most: int) -> Sample:
-    """The same of a plane (already transposed) whose steps come from its sensitivity."""
+def sample_relative(plane: np.ndarray, sensitivity: Sensitivity, most: int, weights: np.ndarray | None = None) -> Sample:
+    """The same of a plane (already transposed) whose steps come from its sensitivity; weights: that it is a residual of."""
     relative = sensitivity.relative_plane(plane)
     powers = measure_powers(relative)
-    scales = fit_scales(powers, powers.rms)
+    scales = fit_scales(powers, max(powers.rms, LEAST_RMS))
     parts = [gather(relative, tile, scales, 1.0) for tile in _sample_tiles(plane.shape, most)]
     position = np.concatenate([part.position for part in parts])
     rows, columns = np.divmod(position, plane.shape[1])
@@ -95,7 +99,8 @@ def sample_relative(plane: np.ndarray, sensitivity: Sensitivity, most: int) -> S
     x = np.concatenate([part.x for part in parts])
     index = np.concatenate([part.codes for part in parts]).astype(np.int64) + 4 * scales.shift
     side = 3.0 * (np.count_nonzero(scales.rows) + np.count_nonzero(scales.columns) + sum(plane.shape))
-    return Sample(x, scale, index, powers.rms, plane.size, side, 1.0, True)
+    largest = None if weights is None else measure_powers(sensitivity.relative_plane(weights)).rms
+    return Sample(x, scale, index, max(powers.rms, LEAST_RMS), plane.size, side, 1.0, True, largest)
 
 
 def _sample_tiles(shape: tuple[int, int], most: int) -> list[tuple[int, int, int, int]]:
@@ -175,4 +180,4 @@ def vector_step(rms: float, typical: float) -> float:
     """Step of a tensor with one long axis: fine enough not to matter, finer when the weights are; `typical`: step / rms of the
     weights.
     """
-    return rms * max(min(VECTOR_STEP, typical / 4), FINEST_VECTOR_STEP)
+    return rms * max(min(VECTOR_STEP, typical / 4), min(FINEST_VECTOR_STEP, typical))

@@ -10,12 +10,21 @@ from math import log10
 
 from .coder import chain_digests, checksum
 from .container import FILE_NAME, OWN_ENTRY, build_file
-from .directory import MAX_EXPANSION, MIN_EXPANSION, Directory, Shard, Unit
-from .encoder import EncodedTensor
+from .directory import (
+    MAX_EXPANSION,
+    MIN_EXPANSION,
+    Directory,
+    ReferenceEntry,
+    Shard,
+    Unit,
+)
+from .encoded import EncodedTensor
 from .entropy.explicit import ModelBank
 from .errors import Unsupported
+from .prediction.reference import digest_unit
 
-BUNDLE = 1 << 16  # small tensors are bundled into units of at most this many bytes
+BUNDLE = 1 << 16  # small tensors are bundled into units of at most this many bytes ...
+LARGE = 1 << 24  # ... and of this many decoded ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +84,12 @@ class Assembly:
 
 
 def assemble_files(
-    encoded: Sequence[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str, limit: int | None
+    encoded: Sequence[EncodedTensor],
+    targets: dict[str, str],
+    bank: ModelBank,
+    origin: str,
+    limit: int | None,
+    reference: ReferenceEntry | None = None,
 ) -> Assembly:
     """Lay out the tensors in files of at most `limit` bytes of units (one tensor may be more); `targets`: name of an alias ->
     name it stands for.
@@ -96,11 +110,11 @@ def assemble_files(
         shards[shard_of[targets.get(e.record.name, e.record.name)]].append(e)
     identity = checksum(b"".join(e.content.to_bytes(4, "little") for e in encoded)) if len(shards) > 1 else 0
     files = tuple(
-        _build_parts(members, targets, bank, origin, Shard(number, len(shards), identity))
+        _build_parts(members, targets, bank, origin, Shard(number, len(shards), identity), reference)
         for number, members in enumerate(shards)
     )
     for file in files:
-        expanded = sum(record.nbytes for record in file.directory.records if not record.tied)
+        expanded = sum(record.nbytes for record in file.directory.records if not (record.tied or record.referenced))
         if expanded > MIN_EXPANSION + MAX_EXPANSION * file.size:
             raise Unsupported(
                 f"{expanded} bytes of tensors in a file of {file.size}: readers refuse so much from so little; leave out tensors that are equal or constant"
@@ -108,25 +122,39 @@ def assemble_files(
     return Assembly(files, tuple(encoded))
 
 
-def _build_parts(members: list[EncodedTensor], targets: dict[str, str], bank: ModelBank, origin: str, shard: Shard) -> FileParts:
+def _build_parts(
+    members: list[EncodedTensor],
+    targets: dict[str, str],
+    bank: ModelBank,
+    origin: str,
+    shard: Shard,
+    reference: ReferenceEntry | None,
+) -> FileParts:
     index = {e.record.name: number for number, e in enumerate(members)}
     records = tuple(
         replace(e.record, target=index[targets[e.record.name]]) if e.record.name in targets else e.record for e in members
     )
     groups: list[tuple[bool, list[EncodedTensor]]] = []
-    size = 0
+    size = large = 0
     for e in members:
         if e.record.kind == "plain" or len(e.data) >= OWN_ENTRY:
             groups.append((True, [e]))
-        elif groups and not groups[-1][0] and size + len(e.data) <= BUNDLE:
+        elif groups and not groups[-1][0] and size + len(e.data) <= BUNDLE and large + e.record.nbytes <= LARGE:
             groups[-1][1].append(e)
             size += len(e.data)
+            large += e.record.nbytes
         else:
             groups.append((False, [e]))
-            size = len(e.data)
+            size, large = len(e.data), e.record.nbytes
     data = tuple(b"".join(e.data for e in group) for _, group in groups)
     units = tuple(
-        Unit(len(group), own, checksum(part), chain_digests([d for e in group for d in e.digests]))
+        Unit(len(group), own, checksum(part), chain_digests([d for e in group for d in e.digests]), _digest_reference(group))
         for (own, group), part in zip(groups, data)
     )
-    return FileParts(Directory(bank, origin, records, units, shard), data)
+    used = reference if any(unit.reference for unit in units) else None
+    return FileParts(Directory(bank, origin, records, units, shard, used), data)
+
+
+def _digest_reference(group: list[EncodedTensor]) -> bytes:
+    digests = [e.reference for e in group if e.reference]
+    return digest_unit(digests) if digests else b""

@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from . import compression
+from .archive import ReferenceSource
 from .calibration.gather import gather
 from .calibration.statistics import Statistics
 from .checkpoint import check_destination, open_checkpoint
@@ -201,6 +202,7 @@ def compress(
     draws: int | None = None,
     statistics: str | os.PathLike | Statistics | None = None,
     tune: bool = False,
+    reference: ReferenceSource | None = None,
     config: str | os.PathLike | Config | None = None,
     rules: tuple = (),
     weights_key: str | None = None,
@@ -216,9 +218,11 @@ def compress(
                 network's output needs them.  Without data and statistics the weights alone are looked at
     statistics  from `calibrate`, of the same network; with data also the name of a file that is written, or resumed
     tune        also distil biases, weights of norms and running statistics from the original, on the calibration data; kept if it helps
+    reference   another checkpoint (also a compressed one, a module, a mapping): only the difference to it is stored, and reading takes
+                it again, from beside the output by its name or by `reference`
     config, rules, options   one of bits, size, snr, step and, with data or statistics, kl: the predicted divergence from the
-                original, corrected by measurements on held-back data; effort, states, labelling, substitution, lagrangian,
-                shard_bytes (see Config)
+                original, corrected by measurements on held-back data, or lossless; effort, states, labelling, substitution,
+                lagrangian, shard_bytes (see Config)
     threads     default all cores; the bytes do not depend on it
     progress    called with (done, total, what)
 
@@ -226,7 +230,14 @@ def compress(
     InsufficientData; nothing is left behind then, but for the file of statistics.
     """
     plain = dict(
-        config=config, rules=rules, weights_key=weights_key, threads=threads, overwrite=overwrite, progress=progress, **options
+        config=config,
+        rules=rules,
+        reference=reference,
+        weights_key=weights_key,
+        threads=threads,
+        overwrite=overwrite,
+        progress=progress,
+        **options,
     )
     if data is None and task is None:
         _refuse_leftovers(tune=tune or None, model=model, data_options=data_options or None, kind=kind, samples=samples)

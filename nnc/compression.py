@@ -13,17 +13,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .alignment import Alignment, align
+from .archive import ReferenceSource, open_compressed, open_reference
 from .assembly import Assembly
 from .calibration.statistics import Statistics
 from .checkpoint import Checkpoint, atomic_output, check_destination, open_checkpoint
 from .coder import checksum
 from .config import Config, make_config
 from .container import FILE_NAME, INDEX_NAME
-from .encoder import EncodedTensor, tensor_bytes
+from .decoder import ReferenceReader
+from .directory import MAX_HINT
+from .encoded import EncodedTensor, tensor_bytes
 from .encoding import Encoding, Progress
 from .errors import Corruption, InvalidArgument
 from .plan import plan_tensors
-from .restoration import open_compressed
 from .targets import meet_loss, meet_size, meet_snr
 from .tuning import Tuner, apply_tuning, decode_all
 from .workers import check_threads, open_workers
@@ -40,7 +43,7 @@ Measure = Callable[[dict[str, torch.Tensor]], float]
 class Summary:
     """What was written.  parameters: elements of the untied float tensors; snr: of the coded tensors with more than one long
     axis, in dB; kept: names of tensors stored without loss because they hold NaN or Inf; left_out: entries of the source that are
-    not carried along.  With calibration also loss: predicted divergence from the original network, measured: that on held-back
+    not carried along; same, predicted: names of tensors that are those of the reference, or differences to them.  With calibration also loss: predicted divergence from the original network, measured: that on held-back
     inputs, unseen: names of quantized tensors that calibration said nothing of."""
 
     files: tuple[Path, ...]
@@ -55,6 +58,8 @@ class Summary:
     loss: float | None = None
     measured: float | None = None
     unseen: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
+    predicted: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -71,6 +76,7 @@ def compress(
     measure: Measure | None = None,
     tune: Tuner | None = None,
     rules: tuple = (),
+    reference: ReferenceSource | None = None,
     weights_key: str | None = None,
     threads: int | None = None,
     overwrite: bool = False,
@@ -104,14 +110,17 @@ def compress(
     if asked.shard_bytes is not None and not folder:
         raise InvalidArgument(f"shard_bytes splits a folder, {destination} is one file: leave it out or name a folder")
     with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
-        plans = plan_tensors(checkpoint, asked, workers, progress, statistics)
+        alignment = _align(checkpoint, reference, destination, progress)
+        plans = plan_tensors(checkpoint, asked, workers, progress, statistics, alignment)
         limit = (asked.shard_bytes or SHARD_BYTES) if folder else None
-        assembly, factor, measured = _meet_target(Encoding(checkpoint, plans, asked, workers, progress, limit), measure, tune)
+        encoding = Encoding(checkpoint, plans, asked, workers, progress, limit, alignment)
+        assembly, factor, measured = _meet_target(encoding, measure, tune)
         with atomic_output(destination, folder=folder, overwrite=overwrite) as temporary:
             written = _write(assembly, temporary, folder)
             if folder:
                 _carry(checkpoint, temporary, written)
-            _verify(temporary, assembly.encoded, workers.tiles, progress)
+            needed = any(file.directory.reference for file in assembly.files)
+            _verify(temporary, assembly.encoded, workers.tiles, progress, alignment.reader if needed else None)
         left_out = checkpoint.left_out if folder else checkpoint.left_out + tuple(name for name, _ in checkpoint.side_files)
         return Summary(
             tuple(destination / file.name for file in written) if folder else (destination,),
@@ -126,6 +135,8 @@ def compress(
             assembly.loss if statistics else None,
             measured,
             tuple(p.name for p in plans if p.treatment in ("coded", "vector") and not p.sensitivity) if statistics else (),
+            tuple(e.record.name for e in assembly.encoded if e.record.kind == "same"),
+            tuple(e.record.name for e in assembly.encoded if e.record.referenced and e.record.kind != "same"),
         )
 
 
@@ -139,7 +150,7 @@ def _meet_target(encoding: Encoding, measure: Measure | None, tune: Tuner | None
     elif kind == "kl":
         assembly, factor = meet_loss(encoding, wanted)
         for _ in range(CORRECTIONS if measure else 0):
-            measured = measure(decode_all(assembly, encoding.plans))
+            measured = measure(decode_all(assembly, encoding))
             if not measured > 0 or abs(measured / wanted - 1) < NEAR:
                 break
             change = min(MOST_CORRECTION, max(1 / MOST_CORRECTION, wanted / measured))
@@ -150,7 +161,7 @@ def _meet_target(encoding: Encoding, measure: Measure | None, tune: Tuner | None
         assembly, factor = meet_size(encoding, goal, f"{kind} = {wanted:g}")
     if tune:
         assembly = apply_tuning(encoding, assembly, factor, tune, tune.compare, goal)
-    return assembly, factor, measure(decode_all(assembly, encoding.plans)) if measure else None
+    return assembly, factor, measure(decode_all(assembly, encoding)) if measure else None
 
 
 def _write(assembly: Assembly, temporary: Path, folder: bool) -> list[Path]:
@@ -175,11 +186,27 @@ def _carry(checkpoint: Checkpoint, temporary: Path, written: list[Path]) -> None
         shutil.copyfile(path, temporary / name)
 
 
-def _verify(path: Path, encoded: tuple[EncodedTensor, ...], pool: Executor | None, progress: Progress | None) -> None:
+def _align(checkpoint: Checkpoint, reference: ReferenceSource | None, destination: Path, progress: Progress | None) -> Alignment | None:
+    """Compare with the reference, whose name is remembered if it has one that can stand in a file."""
+    if reference is None:
+        return None
+    reader = open_reference(reference, (destination.resolve(),))
+    name = Path(reference).resolve().name if isinstance(reference, (str, os.PathLike)) else ""
+    fits = name.isprintable() and not set(name) & set("/\\:") and len(name.encode()) <= MAX_HINT
+    return align(checkpoint, reader, name if fits else "", progress)
+
+
+def _verify(
+    path: Path,
+    encoded: tuple[EncodedTensor, ...],
+    pool: Executor | None,
+    progress: Progress | None,
+    reference: ReferenceReader | None,
+) -> None:
     """Decode what was written and compare every tensor with what the encoder meant to write."""
     expected = {e.record.name: e.content for e in encoded if e.record.kind != "alias"}
     total, done = sum(e.record.nbytes for e in encoded if e.record.kind != "alias"), 0
-    with open_compressed(path, pool) as archive:
+    with open_compressed(path, pool, reference) as archive:
         for name, tensor in archive.tensors():
             done += tensor.nbytes
             if progress:

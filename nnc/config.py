@@ -84,7 +84,7 @@ class Config:
     effort: name of an Effort, whose states and Lagrangian (step^2 per bit) may be set on their own; labelling: auto, plain or
     sign-symmetric; substitution: with calibration, what is coded in place of the weights: feedback of errors, a gradient search after
     that (slow), or none; shard_bytes: of the files
-    in a folder, default 5e9; rules: the last that matches a tensor counts.
+    in a folder, default 5e9; lossless: keep every value, in place of a target; rules: the last that matches a tensor counts.
     """
 
     bits: float | None = None
@@ -98,12 +98,17 @@ class Config:
     substitution: str = "feedback"
     lagrangian: float | None = None
     shard_bytes: int | None = None
+    lossless: bool = False
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise InvalidArgument(f"{' and '.join(given)} are different targets: give one")
+        if not isinstance(self.lossless, bool):
+            raise InvalidArgument(f"lossless = {self.lossless!r}: must be true or false")
+        if self.lossless and given:
+            raise InvalidArgument(f"lossless keeps every value, {given[0]} asks for a loss: give one")
         for name in (*TARGETS, "lagrangian", "shard_bytes"):
             value = getattr(self, name)
             if value is not None and not (

@@ -159,7 +159,8 @@ def open_file(path: Path) -> Container:
     if checksum(data) != crc:
         raise Corruption(f"{path}: checksum of the directory differs: the file is damaged")
     directory = Directory.read(_inflate(path, data, raw))
-    expanded = sum(record.nbytes for record in directory.records if not record.tied)
+    # what comes from a reference is as large as that
+    expanded = sum(record.nbytes for record in directory.records if not (record.tied or record.referenced))
     if expanded > MIN_EXPANSION + MAX_EXPANSION * size:
         raise Corruption(f"{path}: {expanded} bytes of tensors in a file of {size}: the file is damaged")
     if entries[ENTRY][:2] != ("U8", [end - offset]):
@@ -277,9 +278,16 @@ def is_compressed(path: str | os.PathLike) -> bool:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             text = file.read(min(length, 256))
+            if text.startswith(b'{"__metadata__":{"nnc":'):  # as nnc writes it
+                return True
+            if not text.lstrip().startswith(b"{") or length > MAX_HEADER:
+                return False
+            header = json.loads(text + file.read(length - len(text)))
     except OSError as problem:
         raise InvalidArgument(f"{path}: {problem.strerror}") from None
-    return text.startswith(b'{"__metadata__":{"nnc":')
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and isinstance(header.get("__metadata__"), dict) and "nnc" in header["__metadata__"]
 
 
 def read_index(folder: Path) -> dict[str, str]:

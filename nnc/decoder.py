@@ -4,8 +4,9 @@ weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from zlib import decompressobj, error
 
 import numpy as np
@@ -16,26 +17,57 @@ from .directory import Unit
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import decode_codes, kernel_codes
-from .errors import Corruption
+from .errors import Corruption, InvalidArgument
+from .fields import Permutations, Steps
 from .kernels.streams import decode_four, decode_tile
 from .partition.grid import Grid
+from .partition.planes import plane_shape
+from .prediction.reference import CERTAIN, digest_tensor, digest_unit, predict
 from .quantize.logarithm import rebuild_powers
 from .quantize.steps import StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
-from .unit import Record, Steps
+from .unit import CODED_DTYPES, DTYPES, Record
 
 BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
 LARGEST = float(np.finfo(np.float32).max)
 MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
 
 
+@dataclass(frozen=True, eq=False)
+class ReferenceReader:
+    """Where predicted tensors take their predictions from.  label: its name in messages; specs: dtype and shape by name; read: the
+    tensor of a name."""
+
+    label: str
+    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    read: Callable[[str], torch.Tensor]
+
+    def check(self, record: Record) -> None:
+        """InvalidArgument if what the record takes from the reference is not there, or has another shape or dtype."""
+        if record.name not in self.specs:
+            raise InvalidArgument(f"{self.label}: no tensor {record.name!r}: not the reference of this file, name the right one")
+        dtype, shape = self.specs[record.name]
+        if shape != record.shape or (dtype not in CODED_DTYPES if record.coding else dtype != record.dtype):
+            what = f"{str(dtype).removeprefix('torch.')} {shape}"
+            raise InvalidArgument(
+                f"{self.label}: tensor {record.name!r} is {what} there: not the reference of this file, name the right one"
+            )
+
+
 def decode_unit(
-    unit: Unit, records: tuple[Record, ...], data: bytes, bank: ModelBank, pool: Executor | None = None
+    unit: Unit,
+    records: tuple[Record, ...],
+    data: bytes,
+    bank: ModelBank,
+    pool: Executor | None = None,
+    reference: ReferenceReader | None = None,
+    permutations: Permutations = (),
 ) -> Callable[[], list[torch.Tensor]]:
     """Start to decode a unit; the returned function waits for the tensors of its records (aliases left out) and checks the
-    digest.
+    digest.  permutations: of the directory.
 
-    Raises Corruption at once if the checksum of `data` differs, later if the streams do not decode to the levels that were coded.
+    Raises Corruption at once if the checksum of `data` differs, later if the streams do not decode to the levels that were coded;
+    InvalidArgument if the reference is not the one that the unit was made with.
     """
     stored = sum(record.stored for record in records)
     if len(data) != stored:
@@ -50,10 +82,20 @@ def decode_unit(
             continue
         part = view[at : at + record.stored]
         at += record.stored
-        jobs.append(_start_coded(record, part, bank, pool) if record.kind == "coded" else _finished(_restore(record, part)))
+        if record.referenced:  # before anything of this size is allocated
+            if reference is None:
+                raise InvalidArgument(f"tensor {record.name!r} is a difference to a reference: name that")
+            reference.check(record)
+        if record.kind == "coded":
+            jobs.append(_start_coded(record, part, bank, pool, permutations))
+        elif record.kind == "same":
+            jobs.append(lambda base: (base.clone(), []))
+        else:
+            jobs.append(_finished(record, part))
 
     def wait() -> list[torch.Tensor]:
-        results = [job() for job in jobs]
+        bases = _read_reference(unit, records, reference)
+        results = [job(base) for job, base in zip(jobs, bases)]
         digest = chain_digests([d for _, digests in results for d in digests])
         if digest != unit.digest:
             raise Corruption(f"unit of {records[0].name!r}: digest of the levels differs: the file is damaged")
@@ -62,12 +104,25 @@ def decode_unit(
     return wait
 
 
-def _finished(tensor: torch.Tensor) -> Callable[[], tuple[torch.Tensor, list[int]]]:
-    return lambda: (tensor, [])
+def _read_reference(unit: Unit, records: tuple[Record, ...], reference: ReferenceReader | None) -> list[torch.Tensor | None]:
+    """What the records (aliases left out) take from the reference, all of it checked."""
+    if not unit.reference:
+        return [None for record in records if record.kind != "alias"]
+    bases = [reference.read(record.name) if record.referenced else None for record in records if record.kind != "alias"]
+    if digest_unit([digest_tensor(base, DTYPES.id(base.dtype)) for base in bases if base is not None]) != unit.reference:
+        raise InvalidArgument(
+            f"{reference.label}: tensor {records[0].name!r} is not what it was when this was compressed: name the right reference"
+        )
+    return bases
 
 
-def _restore(record: Record, data: memoryview) -> torch.Tensor:
-    """A tensor that was not quantized: plain, exact or constant."""
+def _finished(record: Record, data: memoryview) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
+    tensor = None if record.filter == "reference" else _restore(record, data)
+    return lambda base: (_restore(record, data, base) if tensor is None else tensor, [])
+
+
+def _restore(record: Record, data: memoryview, base: torch.Tensor | None = None) -> torch.Tensor:
+    """A tensor that was not quantized: plain, exact or constant.  base: its counterpart in the reference."""
     if record.kind == "constant":
         if record.dtype == torch.bool and record.value[0] > 1:
             raise Corruption(f"tensor {record.name!r}: a bool byte is neither 0 nor 1: the file is damaged")
@@ -78,12 +133,16 @@ def _restore(record: Record, data: memoryview) -> torch.Tensor:
         raise Corruption(f"tensor {record.name!r}: {len(raw)} bytes instead of {record.nbytes}: the file is damaged")
     if record.elements == 0:
         return torch.empty(record.shape, dtype=record.dtype)
-    if record.filter in ("byte planes", "differences"):
+    if record.filter in ("byte planes", "differences", "reference"):
         planes = np.frombuffer(raw, np.uint8).reshape(record.dtype.itemsize, record.elements)
         values = np.ascontiguousarray(planes.T)
         if record.filter == "differences":
             kind = np.dtype(f"<u{record.dtype.itemsize}")
             values = np.cumsum(values.view(kind)[:, 0], dtype=kind)
+        if record.filter == "reference":
+            kind = np.dtype(f"<u{record.dtype.itemsize}")
+            steps, before = values.view(kind)[:, 0], base.contiguous().flatten().view(torch.uint8).numpy().view(kind)
+            values = before + ((steps >> kind.type(1)) ^ (kind.type(0) - (steps & kind.type(1))))
         raw = values.tobytes()
     if record.dtype == torch.bool and max(raw) > 1:
         raise Corruption(f"tensor {record.name!r}: a bool byte is neither 0 nor 1: the file is damaged")
@@ -102,17 +161,22 @@ def _inflate(record: Record, data: memoryview) -> bytes:
 
 
 def _start_coded(
-    record: Record, data: memoryview, bank: ModelBank, pool: Executor | None
-) -> Callable[[], tuple[torch.Tensor, list[int]]]:
+    record: Record, data: memoryview, bank: ModelBank, pool: Executor | None, permutations: Permutations
+) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
     coding = record.coding
     grid = coding.grid(record.shape)
     plane = np.empty((grid.rows, grid.columns), np.float32)
     place, arrays, streams = 0, [], []
-    for codes, number in zip(
-        (coding.rows, coding.columns, coding.row_steps.codes, coding.column_steps.codes), 2 * (grid.rows, grid.columns)
-    ):
+    fields = [coding.rows, coding.columns, coding.row_steps.codes, coding.column_steps.codes]
+    numbers = [grid.rows, grid.columns, grid.rows, grid.columns]
+    if coding.prediction:
+        fields.append(coding.prediction.confidence)
+        numbers.append(plane_shape(record.shape, coding.split)[0])
+    for codes, number in zip(fields, numbers):
         arrays.append(decode_codes(codes.mode, codes.spread, bytes(data[place : place + codes.length]), number))
         place += codes.length
+    if coding.prediction and not ((-CERTAIN <= arrays[4]) & (arrays[4] <= 0)).all():
+        raise Corruption(f"tensor {record.name!r}: a confidence is outside 0..1: the file is damaged")
     for length in coding.streams:
         streams.append(unpack_words(data[place : place + length]))
         place += length
@@ -168,13 +232,15 @@ def _start_coded(
         else [lambda group=group: decode(*group) for group in groups]
     )
 
-    def wait() -> tuple[torch.Tensor, list[int]]:
+    def wait(base: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
         if not all([result() for result in results]):
             raise Corruption(f"tensor {record.name!r}: a stream does not end where it should: the file is damaged")
         if overflows and not np.isfinite([plane.min(), plane.max()]).all():
             raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
         restored = rebuild_powers(plane, coding.step) if logarithmic else plane
         restored = np.ascontiguousarray(restored.T) if coding.transposed else restored
+        if base is not None:
+            restored = _add_prediction(record, restored, base, arrays[4], permutations)
         values = torch.from_numpy(restored).reshape(record.shape)
         if record.dtype != torch.float32:  # a value next to the largest number must not become infinite
             largest = torch.finfo(record.dtype).max
@@ -182,6 +248,20 @@ def _start_coded(
         return values, [int(d) for d in digests]
 
     return wait
+
+
+def _add_prediction(
+    record: Record, plane: np.ndarray, base: torch.Tensor, confidence: np.ndarray, permutations: Permutations
+) -> np.ndarray:
+    """The plane (not transposed) with its prediction from the reference, float32."""
+    shape = plane_shape(record.shape, record.coding.split)
+    orders = record.coding.prediction.orders
+    rows, columns = (permutations[number - 1] if number else None for number in (orders.rows, orders.columns))
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = plane.reshape(shape) + predict(base.to(torch.float32).numpy().reshape(shape), rows, columns, confidence)
+    if not np.isfinite([values.min(), values.max()]).all():
+        raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
+    return values
 
 
 def _scales_and_steps(

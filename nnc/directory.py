@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .bits import Reader, Writer
 from .entropy.explicit import MAX_SETS, ExplicitSet, ModelBank
 from .errors import Corruption
-from .unit import MAX_TENSORS, Lanes, Record
+from .fields import Lanes, Permutations
+from .prediction.permutation import (
+    MAX_LENGTH,
+    decode_permutation,
+    encode_permutation,
+)
+from .prediction.reference import DIGEST
+from .unit import MAX_TENSORS, Record
 
 MAX_ORIGIN = 1 << 24
 MAX_DIRECTORY = 1 << 28
 MAX_SHARDS = 1 << 16
+MAX_HINT = 200
 MIN_EXPANSION = 1 << 26  # the tensors of a file may always take this many bytes ...
 MAX_EXPANSION = 1 << 12  # ... and this many per byte of the file
 
@@ -19,23 +27,62 @@ MAX_EXPANSION = 1 << 12  # ... and this many per byte of the file
 @dataclass(frozen=True)
 class Unit:
     """A run of `count` records.  own: stored in its own entry, named as its first record; checksum: CRC-32 of the bytes; digest:
-    of all levels, 0 if
-    nothing in it is coded."""
+    of all levels, 0 if nothing in it is coded; reference: digest of what its records take from the reference, empty if nothing."""
 
     count: int
     own: bool
     checksum: int
     digest: int
+    reference: bytes = b""
 
     def write(self, out: Writer) -> None:
         out.varint(2 * self.count + self.own)
         out.fixed32(self.checksum)
         out.fixed32(self.digest)
+        out.raw(self.reference)
 
     @classmethod
-    def read(cls, data: Reader, most: int) -> Unit:
-        head = data.varint("records of a unit", 2 * most + 1)
-        return cls(head >> 1, bool(head & 1), data.fixed32("checksum of a unit"), data.fixed32("digest of a unit"))
+    def read(cls, data: Reader, records: tuple[Record, ...], first: int) -> Unit:
+        """The next unit; first: number of its first record."""
+        head = data.varint("records of a unit", 2 * len(records) + 1)
+        unit = cls(head >> 1, bool(head & 1), data.fixed32("checksum of a unit"), data.fixed32("digest of a unit"))
+        if not any(record.referenced for record in records[first : first + unit.count]):
+            return unit
+        return replace(unit, reference=data.raw(DIGEST, "digest of the reference"))
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceEntry:
+    """The checkpoint that tensors are predicted from.  hint: name of its file or folder, to be looked for beside this one, or empty;
+    permutations: that records may name."""
+
+    hint: str = ""
+    permutations: Permutations = ()
+
+    def write(self, out: Writer) -> None:
+        out.block(self.hint.encode())
+        out.varint(len(self.permutations))
+        for order in self.permutations:
+            out.varint(len(order))
+            out.block(encode_permutation(order))
+
+    @classmethod
+    def read(cls, data: Reader) -> ReferenceEntry:
+        try:
+            hint = data.block("name of the reference", MAX_HINT).decode()
+        except UnicodeDecodeError:
+            raise Corruption("the name of the reference is not UTF-8: the file is damaged") from None
+        if hint in (".", "..") or not hint.isprintable() or any(mark in hint for mark in "/\\:"):
+            raise Corruption(f"name of the reference {hint!r} must be a plain file name: the file is damaged")
+        permutations = []
+        left = MAX_LENGTH
+        for _ in range(data.varint("permutations", MAX_LENGTH // 2)):
+            size = data.varint("length of a permutation", left)
+            if size < 2:
+                raise Corruption(f"a permutation of {size}: the file is damaged")
+            permutations.append(decode_permutation(data.block("permutation", MAX_DIRECTORY), size))
+            left -= size
+        return cls(hint, tuple(permutations))
 
 
 @dataclass(frozen=True)
@@ -65,8 +112,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Directory:
-    """What a file holds: its place among the shards, models of its planes, the origin of the checkpoint (JSON text), records in
-    their original order, units.
+    """What a file holds: its place among the shards, models of its planes, the origin of the checkpoint (JSON text), what it is
+    predicted from, records in their original order, units.
     """
 
     bank: ModelBank
@@ -74,6 +121,7 @@ class Directory:
     records: tuple[Record, ...]
     units: tuple[Unit, ...]
     shard: Shard = Shard()
+    reference: ReferenceEntry | None = None
 
     def write(self) -> bytes:
         out = Writer()
@@ -82,6 +130,9 @@ class Directory:
         for chosen in self.bank.sets:
             chosen.write(out)
         out.block(self.origin.encode())
+        out.varint(self.reference is not None)
+        if self.reference:
+            self.reference.write(out)
         out.varint(len(self.records))
         lanes = Lanes.make(Writer)
         for record in self.records:
@@ -102,23 +153,27 @@ class Directory:
             origin = data.block("origin", MAX_ORIGIN).decode()
         except UnicodeDecodeError:
             raise Corruption("the origin is not UTF-8: the file is damaged") from None
+        reference = ReferenceEntry.read(data) if data.varint("number of references", 1) else None
+        permutations = reference.permutations if reference else None
         number = data.varint("number of tensors", MAX_TENSORS)
         lanes = Lanes.make(lambda: Reader(data.block("lane", MAX_DIRECTORY)))
-        records = tuple(Record.read(lanes, index, bank.count) for index in range(number))
+        records = tuple(Record.read(lanes, index, bank.count, permutations) for index in range(number))
         for name, lane in zip(Lanes._fields, lanes):
             lane.finish(f"lane of {name}")
-        units = tuple(Unit.read(data, number) for _ in range(data.varint("number of units", number)))
+        units: list[Unit] = []
+        held = 0
+        for _ in range(data.varint("number of units", number)):
+            units.append(Unit.read(data, records, held))
+            held += units[-1].count
         data.finish("directory")
-        if sum(unit.count for unit in units) != number:
-            raise Corruption(
-                f"units hold {sum(unit.count for unit in units)} tensors, the directory has {number}: the file is damaged"
-            )
+        if held != number:
+            raise Corruption(f"units hold {held} tensors, the directory has {number}: the file is damaged")
         if len({record.name for record in records}) != number:
             raise Corruption("two tensors have the same name: the file is damaged")
         for record in records:
             if record.kind == "alias":
                 _check_alias(record, records)
-        return cls(bank, origin, records, units, shard)
+        return cls(bank, origin, records, tuple(units), shard, reference)
 
 
 def _check_alias(record: Record, records: tuple[Record, ...]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from zlib import compress
 
 import numpy as np
 import torch
@@ -13,9 +12,12 @@ import torch
 from .calibration.statistics import TensorStatistics
 from .coder import checksum, pack_words
 from .directory import MAX_EXPANSION
+from .encoded import EncodedTensor, Predicted, tensor_bytes
 from .entropy.explicit import ModelBank
 from .entropy.scales import OFF, encode_codes
+from .exact import encode_exact
 from .feedback import find_levels_with_feedback
+from .fields import Codes, Orders, Prediction, Steps
 from .kernels.planes import error_and_energy
 from .kernels.streams import encode_tile, rebuild_levels
 from .partition.grid import choose_grid
@@ -39,62 +41,13 @@ from .rdo import (
 )
 from .sensitivity import DAMPING, Sensitivity, choose_steps, short_step
 from .substitution import FrozenCodec, measure_loss, substitute
-from .unit import Codes, Coding, Record, Steps
+from .unit import Coding, Record
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
 MAX_EMPTY = 1 << 22  # bytes of a tensor that may shrink to nothing; readers bound the tensors of a file by its size
-MAX_CONSTANT = 1 << 14  # bytes; larger ones deflate to next to nothing anyway
 FINEST_VECTOR, COARSEST_VECTOR = 1 / 512, 1 / 2  # steps of vectors, of their rms
 FINEST = 1 << 20  # largest weight in steps: levels of the format end at 2^22, and float32 has 24 bits
 LOGARITHMIC = LABELLINGS.id("logarithmic")
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedTensor:
-    """record: for the directory; data: its bytes in the unit; digests: of its streams; content: CRC-32 of the bytes of the tensor
-    it decodes to.
-
-    error, energy: sums of squared errors and of squared weights; side: bytes of `data` that are codes of scales and steps;
-    loss: as predicted from calibration, None without."""
-
-    record: Record
-    data: bytes
-    digests: tuple[int, ...]
-    content: int
-    error: float = 0.0
-    energy: float = 0.0
-    side: int = 0
-    loss: float | None = None
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor, little endian, without a copy where it is contiguous."""
-    return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
-
-
-def encode_plain(name: str, tensor: torch.Tensor) -> EncodedTensor:
-    """The tensor as it is, for an entry of its own."""
-    data = bytes(tensor_bytes(tensor))
-    return EncodedTensor(Record(name, tensor.dtype, tuple(tensor.shape), "plain"), data, (), checksum(data))
-
-
-def encode_exact(name: str, tensor: torch.Tensor) -> EncodedTensor:
-    """The tensor without loss: one element if all are the same, else the shortest of a few filters before deflate."""
-    raw = bytes(tensor_bytes(tensor))
-    content = checksum(raw)
-    shape, size = tuple(tensor.shape), tensor.dtype.itemsize
-    values = np.frombuffer(raw, np.uint8).reshape(-1, size)
-    if 0 < len(raw) <= MAX_CONSTANT and (values == values[0]).all():
-        return EncodedTensor(Record(name, tensor.dtype, shape, "constant", value=raw[:size]), b"", (), content)
-    candidates = {"none": raw, "deflate": compress(raw, 9)}
-    if size > 1 and len(values) > 1:
-        candidates["byte planes"] = compress(np.ascontiguousarray(values.T).tobytes(), 9)
-        if size in (2, 4, 8):
-            steps = np.diff(values.copy().view(f"<u{size}")[:, 0], prepend=np.zeros(1, f"<u{size}"))
-            candidates["differences"] = compress(np.ascontiguousarray(steps.view(np.uint8).reshape(-1, size).T).tobytes(), 9)
-    chosen = min(candidates, key=lambda key: len(candidates[key]))
-    data = candidates[chosen]
-    return EncodedTensor(Record(name, tensor.dtype, shape, "exact", filter=chosen, length=len(data)), data, (), content)
 
 
 def make_plane(tensor: torch.Tensor) -> tuple[int, np.ndarray]:
@@ -114,18 +67,21 @@ def encode_coded(
     pool: Executor | None = None,
     follow: bool = False,
     sensitivity: Sensitivity | None = None,
+    predicted: Predicted | None = None,
 ) -> EncodedTensor:
     """Quantize and code a tensor with the given step.
 
-    powers: those of its plane; pool: threads for its CTUs; follow: the steps of the rows follow their scales; sensitivity: to tell the
-    loss by, without effect on the levels.
+    powers: those of its plane, or of what remains of it after the prediction; pool: threads for its CTUs; follow: the steps of the rows
+    follow their scales; sensitivity: to tell the loss by, without effect on the levels.
 
     Where the step is finer than float32 can tell, or where so few bytes would remain that readers refuse them, the tensor is kept
     without loss.
     """
     split, plane = make_plane(tensor)
+    plane = plane if predicted is None else plane - predicted.plane
     step = float(np.float32(step))
-    return _or_exact(name, tensor, _encode_plane(name, tensor, Job(plane, split, step, step, follow, None, sensitivity), powers, search, bank, pool))
+    job = Job(plane, split, step, step, follow, None, sensitivity, predicted=predicted)
+    return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
 
 
 def encode_calibrated(
@@ -137,23 +93,26 @@ def encode_calibrated(
     bank: ModelBank,
     pool: Executor | None = None,
     substitution: str = "feedback",
+    predicted: Predicted | None = None,
+    relief: float = 1.0,
 ) -> EncodedTensor:
     """The same with the steps that its sensitivity asks for at the common factor, and with feedback of errors.
 
-    substitution: "feedback"; "gradient", a search by gradients after that; "none", the weights as they are.
+    relief: of the caps of the steps; substitution: "feedback"; "gradient", a search by gradients after that; "none", the weights as they are.
     """
-    split, plane = make_plane(tensor)
-    plane = np.ascontiguousarray(plane.T) if sensitivity.transposed else plane
-    steps = choose_steps(sensitivity, plane, factor, search.states)
+    split, weights = make_plane(tensor)
+    turn = (lambda plane: np.ascontiguousarray(plane.T)) if sensitivity.transposed else (lambda plane: plane)
+    steps = choose_steps(sensitivity, turn(weights), factor, search.states, relief)
     step = float(np.float32(steps.step))
     price = factor**2 / 2 * search.lagrangian if substitution == "gradient" else None
-    job = Job(plane, split, step, step, False, (steps.rows, steps.columns), sensitivity, substitution != "none", price)
+    plane = turn(weights if predicted is None else weights - predicted.plane)
+    job = Job(plane, split, step, step, False, (steps.rows, steps.columns), sensitivity, substitution != "none", price, predicted)
     powers = measure_powers(job.relative_plane(plane))
     return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
 
 
 def _or_exact(name: str, tensor: torch.Tensor, encoded: EncodedTensor | None) -> EncodedTensor:
-    enough = encoded and encoded.record.nbytes <= MAX_EMPTY + MAX_EXPANSION * len(encoded.data)
+    enough = encoded and (encoded.reference or encoded.record.nbytes <= MAX_EMPTY + MAX_EXPANSION * len(encoded.data))
     return encoded if enough else encode_exact(name, tensor)
 
 
@@ -171,26 +130,52 @@ def encode_logarithmic(
     return _encode_plane(name, tensor, job, powers, Search(1, LOGARITHMIC, 0.0, 1), bank, None)
 
 
+def encode_fine(
+    name: str,
+    tensor: torch.Tensor,
+    step: float,
+    search: Search,
+    coarse: int | None,
+    sensitivity: Sensitivity | None = None,
+    predicted: Predicted | None = None,
+) -> EncodedTensor:
+    """Code a tensor with one long axis: positive values on the logarithmic grid, others with the step, and either as the difference to
+    its prediction if that is shorter.  coarse: of the logarithmic grid, None to leave it out."""
+    best = None if coarse is None else encode_logarithmic(name, tensor, ModelBank(), coarse, sensitivity)
+    if best is None:
+        powers = measure_powers(make_plane(tensor)[1])
+        best = encode_coded(name, tensor, powers, step, search, ModelBank(), sensitivity=sensitivity)
+    if predicted is None:
+        return best
+    powers = measure_powers(make_plane(tensor)[1] - predicted.plane)
+    other = encode_coded(name, tensor, powers, step, search, ModelBank(), sensitivity=sensitivity, predicted=predicted)
+    return min(best, other, key=lambda encoded: len(encoded.data) + 3 * bool(encoded.reference))
+
+
 def encode_vector(
-    name: str, tensor: torch.Tensor, powers: Powers, sensitivity: Sensitivity, factor: float, search: Search
+    name: str,
+    tensor: torch.Tensor,
+    powers: Powers,
+    sensitivity: Sensitivity,
+    factor: float,
+    search: Search,
+    predicted: Predicted | None = None,
 ) -> EncodedTensor:
     """Code a tensor with one long axis at the step that its sensitivity asks for, positive values on the logarithmic grid."""
     plane = make_plane(tensor)[1]
     power = np.outer(sensitivity.rows**-2.0, sensitivity.columns**-2.0)  # squared errors cost that much
     octaves = factor / (np.log(2) * np.sqrt((power * np.square(plane, dtype=np.float64)).mean()))
     coarse = 2 * int(np.clip(np.floor(np.log2(RESOLUTION * octaves)), 0, 5))  # whole octaves: all points are of the fine grid
-    if result := encode_logarithmic(name, tensor, ModelBank(), coarse, sensitivity):
-        return result
     wanted = factor / np.sqrt(power.mean())
     step = short_step(min(max(wanted, FINEST_VECTOR * powers.rms), COARSEST_VECTOR * powers.rms))
-    return encode_coded(name, tensor, powers, step, search, ModelBank(), sensitivity=sensitivity)
+    return encode_fine(name, tensor, step, search, coarse, sensitivity, predicted)
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """A plane and how it is to be coded: levels `grid_step` apart, times what `steps` of rows and columns say; `step` is what the
     record says.  sensitivity: of a plane whose errors are fed back (if `feedback`), or whose loss is to be told; price: loss per bit, for
-    a search by gradients."""
+    a search by gradients; predicted: what the plane was reduced by."""
 
     plane: np.ndarray
     split: int
@@ -201,6 +186,7 @@ class Job:
     sensitivity: Sensitivity | None = None
     feedback: bool = True
     price: float | None = None
+    predicted: Predicted | None = None
 
     @property
     def transposed(self) -> bool:
@@ -209,7 +195,9 @@ class Job:
     @property
     def fed(self) -> bool:
         """Whether errors are fed back."""
-        return bool(self.feedback and self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size))
+        return bool(
+            self.feedback and self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size)
+        )
 
     @property
     def statistics(self) -> TensorStatistics:
@@ -254,7 +242,9 @@ def _encode_plane(
     for number in range(passes):
         bits = np.roll(level_bits(bank, model), -2 * offset, axis=0)
         if not job.fed:
-            levels = list(run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles))
+            levels = list(
+                run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles)
+            )
         else:
             levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, job.sensitivity, run)
             if job.price is not None and number == passes - 1:
@@ -282,13 +272,16 @@ def _encode_plane(
         return pack_words(words[:number]), int(digest)
 
     streams, digests = zip(*run(encode, levels, tiles))
-    arrays = [encode_codes(codes) for codes in (scales.rows, scales.columns, scales.of_rows.codes, scales.of_columns.codes)]
+    sides = [scales.rows, scales.columns, scales.of_rows.codes, scales.of_columns.codes]
+    arrays = [encode_codes(codes) for codes in sides + ([job.predicted.confidence] if job.predicted else [])]
     codes = [Codes(mode, spread, len(data)) for mode, spread, data in arrays]
     side = b"".join(data for _, _, data in arrays)
     if search.labelling == LOGARITHMIC:
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
     error, energy = error_and_energy(plane, values)
+    if job.predicted:
+        energy = float(np.square(make_plane(tensor)[1], dtype=np.float64).sum())
     noise = count_noise(error, energy)
     coding = Coding(
         job.split,
@@ -307,6 +300,7 @@ def _encode_plane(
         Steps(codes[2], scales.of_rows.unit),
         Steps(codes[3], scales.of_columns.unit),
         tuple(map(len, streams)),
+        Prediction(Orders(*job.predicted.orders), codes[4]) if job.predicted else None,
     )
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     if not np.isfinite(values).all():
@@ -314,10 +308,15 @@ def _encode_plane(
     error_plane = (values - plane).T if job.sensitivity and job.sensitivity.transposed and not job.transposed else values - plane
     loss = job.sensitivity.loss(error_plane) if job.sensitivity else None
     values = np.ascontiguousarray(values.T) if job.transposed else values
+    if job.predicted:
+        values = values + job.predicted.plane
+        if not np.isfinite(values).all():
+            return None
     largest = torch.finfo(tensor.dtype).max
     final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)
     content = checksum(tensor_bytes(final))
-    return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, len(side), loss)
+    reference = job.predicted.digest if job.predicted else b""
+    return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, len(side), loss, reference)
 
 
 def count_noise(error: float, energy: float) -> int:

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
+
+from .alignment import Alignment
 from .allocate import choose_labelling, fit_bank, try_step, vector_step
 from .assembly import Assembly, assemble_files
 from .checkpoint import Checkpoint
 from .config import Config
-from .encoder import (
-    EncodedTensor,
-    encode_calibrated,
-    encode_coded,
-    encode_exact,
-    encode_logarithmic,
-    encode_plain,
-    encode_vector,
-)
+from .directory import ReferenceEntry
+from .encoded import EncodedTensor, Predicted
+from .encoder import encode_calibrated, encode_coded, encode_fine, encode_vector
 from .entropy.explicit import ModelBank
 from .entropy.parametric import SHAPES
+from .exact import encode_exact, encode_plain, encode_same
 from .plan import Plan
 from .quantize.trellis import LABELLINGS
 from .rdo import Search
@@ -28,12 +26,13 @@ from .unit import Record
 from .workers import Workers
 
 Progress = Callable[[int, int, str], None]
+FIXED = ("exact", "plain", "same")  # treatments that do not depend on the factor
 
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """One request: a checkpoint, its plans, what was asked for.  limit: bytes per file, None for a single one; fixed: tensors that
-    do not depend on the factor, kept from one call to the next."""
+    """One request: a checkpoint, its plans, what was asked for.  limit: bytes per file, None for a single one; alignment: with the
+    reference; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next."""
 
     checkpoint: Checkpoint
     plans: list[Plan]
@@ -41,6 +40,8 @@ class Encoding:
     workers: Workers
     progress: Progress | None
     limit: int | None
+    alignment: Alignment | None = None
+    relief: float = 1.0
     fixed: dict[str, EncodedTensor] = field(default_factory=dict)
 
     @property
@@ -57,16 +58,23 @@ class Encoding:
         choices = {plan.name: self._choose(plan, factor) for plan in self.coded}
         bank = self._fit_bank(choices)
         weights = sum(plan.weights for plan in self.coded) or 1
-        typical = sum(plan.weights * choices[plan.name][0] / plan.sample.rms for plan in self.coded) / weights or 1.0
+        typical = (
+            sum(plan.weights * choices[plan.name][0] / (plan.sample.most or plan.sample.rms) for plan in self.coded) / weights
+            or 1.0
+        )
 
         def work(plan: Plan) -> EncodedTensor:
             if plan.treatment == "coded":
                 step, search = choices[plan.name]
-                tensor = self.checkpoint.read(plan.name)
+                tensor, pool = self.checkpoint.read(plan.name), self.workers.tiles
+                predicted = self._predicted(plan)
                 if plan.sensitivity:
                     way = self.asked.substitution
-                    return encode_calibrated(plan.name, tensor, plan.sensitivity, step, search, bank, self.workers.tiles, way)
-                return encode_coded(plan.name, tensor, plan.powers, step, search, bank, self.workers.tiles, self.asked.follow)
+                    return encode_calibrated(
+                        plan.name, tensor, plan.sensitivity, step, search, bank, pool, way, predicted, self.relief
+                    )
+                follow = self.asked.follow and not predicted
+                return encode_coded(plan.name, tensor, plan.powers, step, search, bank, pool, follow, predicted=predicted)
             return self._encode_other(plan, typical, factor)
 
         total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []
@@ -76,11 +84,15 @@ class Encoding:
             done += plan.nbytes
             if self.progress:
                 self.progress(done, total, f"compress {plan.name}")
-        self.fixed.update({e.record.name: e for e, plan in zip(encoded, self.plans) if plan.treatment in ("exact", "plain")})
+        self.fixed.update({e.record.name: e for e, plan in zip(encoded, self.plans) if plan.treatment in FIXED})
         if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
             bank = ModelBank()  # no tensor took to the explicit tables
         targets = {plan.name: plan.target for plan in self.plans if plan.treatment == "alias"}
-        return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit)
+        entry = self.alignment and ReferenceEntry(self.alignment.hint, tuple(self.alignment.permutations))
+        return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit, entry)
+
+    def _predicted(self, plan: Plan) -> Predicted | None:
+        return self.alignment.predicted(plan.name) if plan.predicted else None
 
     def _choose(self, plan: Plan, factor: float) -> tuple[float, Search]:
         """Step and search of a coded tensor."""
@@ -88,7 +100,7 @@ class Encoding:
         if self.asked.target[0] == "step":
             step = factor * plan.factor
         else:
-            step = short_step(plan.sample.step(factor, search.states))
+            step = short_step(plan.sample.step(factor, search.states, self.relief))
         if self.asked.labelling == "auto":
             return step, replace(search, labelling=choose_labelling(plan.sample, step, search))
         return step, replace(search, labelling=LABELLINGS.id(self.asked.labelling))
@@ -106,13 +118,21 @@ class Encoding:
         if plan.name in self.fixed:
             return self.fixed[plan.name]
         tensor = self.checkpoint.read(plan.name)
+        if plan.treatment == "same":
+            return encode_same(plan.name, tensor, self.alignment.matches[plan.name].digest)
         if plan.treatment == "exact":
-            return encode_exact(plan.name, tensor)
+            return encode_exact(plan.name, tensor, *self._counterpart(plan))
         if plan.treatment == "plain":
             return encode_plain(plan.name, tensor)
+        predicted = self._predicted(plan)
         if plan.sensitivity:
-            return encode_vector(plan.name, tensor, plan.powers, plan.sensitivity, factor, self.search)
-        if plan.factor == 1 and (result := encode_logarithmic(plan.name, tensor, ModelBank())):
-            return result
+            return encode_vector(plan.name, tensor, plan.powers, plan.sensitivity, factor, self.search, predicted)
         step = short_step(plan.factor * vector_step(plan.rms, typical))
-        return encode_coded(plan.name, tensor, plan.powers, step, self.search, ModelBank())
+        return encode_fine(plan.name, tensor, step, self.search, 0 if plan.factor == 1 else None, predicted=predicted)
+
+    def _counterpart(self, plan: Plan) -> tuple[torch.Tensor | None, bytes]:
+        """The tensor of the reference that a difference without loss can be taken to, and its digest."""
+        match = self.alignment.matches.get(plan.name) if self.alignment else None
+        if match is None or self.alignment.reader.specs[plan.name][0] != plan.spec.dtype:
+            return None, b""
+        return self.alignment.reader.read(plan.name), match.digest

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .archive import open_compressed
 from .container import INDEX_NAME
 from .quantize.trellis import LABELLINGS
-from .restoration import open_compressed
 from .unit import Record
 
 
@@ -34,7 +34,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A compressed checkpoint.  payload: bytes of entropy coded levels; side: of scale codes; exact: of tensors kept without
+    """A compressed checkpoint.  reference: name of the one that it is a difference to ("" if it had none), None if there is none;
+    payload: bytes of entropy coded levels; side: of scale codes; exact: of tensors kept without
     loss; overhead: all others.
     """
 
@@ -47,6 +48,7 @@ class FileInfo:
     exact: int
     origin: str
     tensors: tuple[TensorInfo, ...]
+    reference: str | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -75,6 +77,7 @@ def inspect(path: str | os.PathLike) -> FileInfo:
             sum(record.stored for record in records if record.kind in ("exact", "plain")),
             archive.origin.kind,
             tuple(_describe(record, total) for record in records),
+            archive.hint,
         )
 
 
@@ -85,7 +88,7 @@ def _describe(record: Record, total: int) -> TensorInfo:
         record.name,
         record.shape,
         str(record.dtype).removeprefix("torch."),
-        "tied" if record.tied else record.kind,
+        "tied" if record.tied else "predicted" if coding and coding.prediction else record.kind,
         coding and coding.step,
         coding and coding.states,
         coding and LABELLINGS.value(coding.labelling),

@@ -9,12 +9,21 @@ from math import exp, isfinite, log, prod
 
 import torch
 
-from .allocate import SAMPLE, SAMPLES, Sample, relative_step, sample_relative, take_sample
+from .alignment import Alignment
+from .allocate import (
+    SAMPLE,
+    SAMPLES,
+    Sample,
+    relative_step,
+    sample_relative,
+    take_sample,
+)
 from .calibration.statistics import Statistics
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
 from .container import entry_dtype
-from .encoder import make_plane, tensor_bytes
+from .encoded import tensor_bytes
+from .encoder import make_plane
 from .errors import InvalidArgument, Unsupported
 from .partition.planes import MAX_AXES, choose_split
 from .rdo import Powers, measure_powers
@@ -27,9 +36,9 @@ SMALL = 128  # tensors of at most this many weights are treated like vectors: th
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """treatment: coded (quantized), vector (quantized finely: at most one long axis, or tiny), exact, plain (an entry of its own)
-    or alias (of `target`; `tied` if it shares its
-    memory, else it merely has the same bytes); factor: of the step by rule; rms, powers, sample: of coded tensors; sensitivity: where
+    """treatment: coded (quantized), vector (quantized finely: at most one long axis, or tiny), exact, plain (an entry of its own), same
+    (as in the reference) or alias (of `target`; `tied` if it shares its memory, else it merely has the same bytes); factor: of the step
+    by rule; rms: of coded tensors, powers, sample: of what their prediction leaves; predicted: whether they have one; sensitivity: where
     calibration saw the tensor; nonfinite: holds NaN or Inf."""
 
     spec: TensorSpec
@@ -42,6 +51,7 @@ class Plan:
     sample: Sample | None = None
     sensitivity: Sensitivity | None = None
     nonfinite: bool = False
+    predicted: bool = False
 
     @property
     def name(self) -> str:
@@ -63,8 +73,10 @@ def plan_tensors(
     workers: Workers,
     progress: Callable[[int, int, str], None] | None = None,
     statistics: Statistics | None = None,
+    alignment: Alignment | None = None,
 ) -> list[Plan]:
-    """Read every tensor once and plan it, in the order of the checkpoint; statistics: of the same network, from calibration."""
+    """Read every tensor once and plan it, in the order of the checkpoint; statistics: of the same network, from calibration;
+    alignment: with the reference."""
     for rule in asked.rules:
         if not rule.optional and not any(rule.matches(spec.name) for spec in checkpoint.specs):
             raise InvalidArgument(f"rule {rule.match!r} matches no tensor: names look like {checkpoint.specs[0].name!r}")
@@ -76,7 +88,9 @@ def plan_tensors(
     seen: dict[tuple, str] = {}
     plans = []
     surveys = workers.map(
-        lambda spec: _survey(checkpoint, spec, asked, most, statistics), checkpoint.specs, [spec.numel for spec in checkpoint.specs]
+        lambda spec: _survey(checkpoint, spec, asked, most, statistics, alignment),
+        checkpoint.specs,
+        [spec.numel for spec in checkpoint.specs],
     )
     for spec, (key, plan) in zip(checkpoint.specs, surveys):
         key = key and (*key, plan.treatment, plan.factor)  # equal tensors that are asked for at different quality stay apart
@@ -99,7 +113,12 @@ def _check_storable(spec: TensorSpec) -> None:
 
 
 def _survey(
-    checkpoint: Checkpoint, spec: TensorSpec, asked: Config, most: int, statistics: Statistics | None
+    checkpoint: Checkpoint,
+    spec: TensorSpec,
+    asked: Config,
+    most: int,
+    statistics: Statistics | None,
+    alignment: Alignment | None,
 ) -> tuple[tuple | None, Plan]:
     """The fingerprint of a tensor (None if it must not become an alias) and its plan as if it were the only one."""
     if spec.tied_to:
@@ -107,9 +126,12 @@ def _survey(
     rule = asked.rule_for(spec.name)
     if rule and rule.action == "skip":
         return None, Plan(spec, "plain" if entry_dtype(spec.dtype) else "exact")
+    match = alignment.matches.get(spec.name) if alignment else None
+    if match and match.same:
+        return None, Plan(spec, "same")
     tensor = checkpoint.read(spec.name)
     key = _fingerprint(tensor)
-    if rule and rule.action == "exact":
+    if asked.lossless or (rule and rule.action == "exact"):
         return key, Plan(spec, "exact")
     if spec.dtype not in CODED_DTYPES or spec.numel < 2:
         return key, Plan(spec, "exact", nonfinite=spec.dtype in CODED_DTYPES and not bool(torch.isfinite(tensor).all()))
@@ -121,18 +143,24 @@ def _survey(
         return key, Plan(spec, "exact")
     factor = rule.step_factor if rule else 1.0
     sensitivity = _sensitivity(spec, plane.shape, factor, statistics)
+    plan = Plan(spec, "vector", factor, rms=powers.rms, powers=powers, sensitivity=sensitivity)
+    prediction = alignment.predicted(spec.name) if alignment else None
     if choose_split(spec.shape) == 0 or (spec.numel <= SMALL and not sensitivity):
-        return key, Plan(spec, "vector", factor, rms=powers.rms, powers=powers, sensitivity=sensitivity)
+        return key, replace(plan, predicted=prediction is not None)
+    if prediction is None:
+        rest, rms, weights, follow = plane, None, None, asked.follow
+    else:  # steps are those of the weights, not of what the prediction leaves of them
+        rest, rms, weights, follow = plane - prediction.plane, powers.rms, plane, False
+        powers = measure_powers(rest)
     if sensitivity:
-        sample = sample_relative(plane.T if sensitivity.transposed else plane, sensitivity, most)
-        return key, Plan(spec, "coded", factor, rms=powers.rms, powers=powers, sample=sample, sensitivity=sensitivity)
-    sample = take_sample(plane, powers, factor, most, asked.follow)
-    return key, Plan(spec, "coded", factor, rms=powers.rms, powers=powers, sample=sample)
+        turned = [p if p is None or not sensitivity.transposed else p.T for p in (rest, weights)]
+        sample = sample_relative(turned[0], sensitivity, most, turned[1])
+    else:
+        sample = take_sample(rest, powers, factor, most, follow, rms)
+    return key, replace(plan, treatment="coded", powers=powers, sample=sample, predicted=prediction is not None)
 
 
-def _sensitivity(
-    spec: TensorSpec, shape: tuple[int, int], factor: float, statistics: Statistics | None
-) -> Sensitivity | None:
+def _sensitivity(spec: TensorSpec, shape: tuple[int, int], factor: float, statistics: Statistics | None) -> Sensitivity | None:
     """What calibration says of a tensor, its steps times the factor of a rule; None where it says nothing."""
     found = statistics.tensors.get(spec.name) if statistics else None
     if found is None:

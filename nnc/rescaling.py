@@ -17,15 +17,17 @@ import numpy as np
 import torch
 
 from .coder import checksum
-from .encoder import LARGEST_STEP, SMALLEST_STEP, EncodedTensor, count_noise, make_plane, tensor_bytes
+from .encoded import EncodedTensor, tensor_bytes
+from .encoder import LARGEST_STEP, SMALLEST_STEP, count_noise, make_plane
 from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, OFF, decode_codes, encode_codes
+from .fields import Codes, Steps
 from .kernels.planes import error_and_energy
 from .quantize.logarithm import RESOLUTION
 from .quantize.steps import QUARTER, UNITS, StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS
 from .sensitivity import Sensitivity, short_step
-from .unit import Codes, Coding, Steps
+from .unit import Coding
 
 LARGEST_FACTOR = 2.0  # and 1/2 the smallest: tuning changes steps by parts of them
 OFFSETS = 8  # common offsets to try, in parts of a unit

@@ -3,114 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .checkpoint import Origin, TensorSpec, check_destination, write_checkpoint
-from .container import INDEX_NAME, Container, open_file, read_index, shard_paths
-from .decoder import decode_unit
-from .errors import Corruption, InvalidArgument
-from .unit import Record
+from .archive import Archive, ReferenceSource, open_compressed
+from .checkpoint import TensorSpec, check_destination, write_checkpoint
+from .container import INDEX_NAME, shard_paths
+from .errors import InvalidArgument
 from .workers import check_threads
 
-AHEAD = 1 << 26  # bytes of tensors decoded ahead of the one that is handed out
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An open compressed checkpoint: its files and the threads that decode."""
-
-    files: tuple[Container, ...]
-    pool: Executor | None
-    records: tuple[Record, ...]
-
-    @property
-    def origin(self) -> Origin:
-        return Origin.from_json(self.files[0].directory.origin)
-
-    def sources(self) -> dict[str, str]:
-        """For every tensor the name of the one that is stored for it: its own, or that of the target of an alias."""
-        stored = {
-            record.name: file.directory.records[record.target].name if record.kind == "alias" else record.name
-            for file in self.files
-            for record in file.directory.records
-        }
-        return {record.name: stored[record.name] for record in self.records}
-
-    def tensors(self, names: set[str] | None = None, ahead: float = AHEAD) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of every tensor that is not an alias, in the order of the files.
-
-        names: only units with one of these; ahead: bytes of tensors that may wait decoded, beside the unit that is handed out.
-        """
-        waiting: deque = deque()
-        pending = 0
-        for file in self.files:
-            for index, (unit, records) in enumerate(zip(file.directory.units, file.unit_records())):
-                own = [record for record in records if record.kind != "alias"]
-                if not own or (names is not None and not any(record.name in names for record in own)):
-                    continue
-                size = sum(record.nbytes for record in own)
-                while waiting and pending + size > ahead:
-                    pending -= sum(record.nbytes for record in waiting[0][0])
-                    yield from _finish(*waiting.popleft())
-                pending += size
-                waiting.append((own, decode_unit(unit, records, file.read_unit(index), file.directory.bank, self.pool)))
-        while waiting:
-            yield from _finish(*waiting.popleft())
-
-
-def _finish(records: list[Record], wait) -> Iterator[tuple[str, torch.Tensor]]:
-    for record, tensor in zip(records, wait()):
-        yield record.name, tensor
-
 
 @contextmanager
-def open_compressed(path: str | os.PathLike, pool: Executor | None = None) -> Iterator[Archive]:
-    """Open a file or folder written by `compress`."""
-    files = tuple(sorted((open_file(shard) for shard in shard_paths(path)), key=lambda file: file.directory.shard.index))
-    first = files[0].directory.shard
-    if [file.directory.shard for file in files] != [replace(first, index=number) for number in range(first.count)]:
-        raise Corruption(
-            f"{path}: {len(files)} files of a checkpoint of {first.count}, or of different ones: the shards do not belong together"
-        )
-    records = {record.name: record for file in files for record in file.directory.records}
-    if len(records) != sum(len(file.directory.records) for file in files):
-        raise Corruption(f"{path}: two shards hold the same tensor: the shards do not belong together")
-    if (Path(path) / INDEX_NAME).is_file():
-        order = read_index(Path(path))
-        places = {record.name: file.path.name for file in files for record in file.directory.records}
-        if wrong := {name for name, _ in order.items() ^ places.items()}:
-            raise Corruption(f"{path}: the index and the shards differ in tensor {min(wrong)!r}: they do not belong together")
-        records = {name: records[name] for name in order}
-    yield Archive(files, pool, tuple(records.values()))
-
-
-@contextmanager
-def _opened(path: str | os.PathLike, threads: int | None) -> Iterator[Archive]:
+def _opened(path: str | os.PathLike, threads: int | None, reference: ReferenceSource | None) -> Iterator[Archive]:
     number = check_threads(threads)
-    with ThreadPoolExecutor(number) if number > 1 else nullcontext() as pool, open_compressed(path, pool) as archive:
+    with ThreadPoolExecutor(number) if number > 1 else nullcontext() as pool, open_compressed(path, pool, reference) as archive:
         yield archive
 
 
-def load(path: str | os.PathLike, *, names: list[str] | None = None, threads: int | None = None) -> dict[str, torch.Tensor]:
+def load(
+    path: str | os.PathLike, *, names: list[str] | None = None, threads: int | None = None, reference: ReferenceSource | None = None
+) -> dict[str, torch.Tensor]:
     """State dict of a compressed checkpoint: original names, shapes, dtypes; tied tensors share their memory.
 
-    names: only these tensors.  Memory: the tensors that are asked for, and a few compressed units.
+    names: only these tensors; reference: the checkpoint that this one is a difference to, default: the one of the remembered name
+    beside it.  InvalidArgument if it is not there or not the right one.  Memory: the tensors that are asked for, and a few compressed units.
     """
-    with _opened(path, threads) as archive:
+    with _opened(path, threads, reference) as archive:
         records = {record.name: record for record in archive.records}
         wanted = set(records) if names is None else set(names)
         if unknown := sorted(wanted - records.keys()):
             raise InvalidArgument(f"{path}: no tensor {unknown[0]!r} in this file")
-        sources = {name: source for name, source in archive.sources().items() if name in wanted}
+        sources = {name: source for name, source in archive.sources.items() if name in wanted}
         check_memory(path, sum(records[source].nbytes for source in set(sources.values())))
         tensors = dict(archive.tensors(set(sources.values()), inf))
         tied = {name for name in wanted if records[name].tied or records[name].kind != "alias"}
@@ -130,13 +60,15 @@ def check_memory(path: str | os.PathLike, needed: int) -> None:
         )
 
 
-def load_into(model: nn.Module, path: str | os.PathLike, *, strict: bool = True, threads: int | None = None) -> nn.Module:
+def load_into(
+    model: nn.Module, path: str | os.PathLike, *, strict: bool = True, threads: int | None = None, reference: ReferenceSource | None = None
+) -> nn.Module:
     """Load a compressed checkpoint into a module (its parameters keep their dtype and device) and return the module.
 
     strict: every tensor of either side must be on the other one, but for the batch counters of old checkpoints, which torch does
-    without too.  InvalidArgument names the first that is not.
+    without too.  InvalidArgument names the first that is not.  reference: as for `load`.
     """
-    state = load(path, threads=threads)
+    state = load(path, threads=threads, reference=reference)
     own = model.state_dict()
     expected = {name for name in own if name in state or not name.endswith("num_batches_tracked")}
     if strict and (difference := sorted(state.keys() ^ expected)):
@@ -154,15 +86,21 @@ def load_into(model: nn.Module, path: str | os.PathLike, *, strict: bool = True,
 
 
 def decompress(
-    path: str | os.PathLike, destination: str | os.PathLike, *, threads: int | None = None, overwrite: bool = False, progress=None
+    path: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress=None,
+    reference: ReferenceSource | None = None,
 ) -> list[Path]:
     """Write the checkpoint back: .safetensors or a torch file by the suffix of `destination`, else a folder with the side files.
-    Returns the files.
+    Returns the files.  reference: as for `load`.
     """
     check_destination(path, destination, overwrite)
-    with _opened(path, threads) as archive:
+    with _opened(path, threads, reference) as archive:
         records = archive.records
-        sources = archive.sources()
+        sources = archive.sources
         first: dict[str, str] = {}
         for record in records:  # a tie refers to the earlier of two tensors
             if record.kind != "alias" or record.tied:
@@ -210,9 +148,10 @@ def side_files(folder: Path) -> tuple[tuple[str, Path], ...]:
     )
 
 
-def verify(path: str | os.PathLike, *, threads: int | None = None, progress=None) -> int:
-    """Decode everything and check all lengths, checksums and digests; returns the number of tensors.  Raises Corruption."""
-    with _opened(path, threads) as archive:
+def verify(path: str | os.PathLike, *, threads: int | None = None, progress=None, reference: ReferenceSource | None = None) -> int:
+    """Decode everything and check all lengths, checksums and digests; returns the number of tensors.  Raises Corruption; reference:
+    as for `load`."""
+    with _opened(path, threads, reference) as archive:
         total, done = sum(record.nbytes for record in archive.records), 0
         for name, tensor in archive.tensors():
             done += tensor.nbytes

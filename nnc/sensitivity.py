@@ -122,9 +122,9 @@ class Steps:
     columns: StepCodes
 
 
-def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, states: int) -> Steps:
-    """Steps of a plane (already transposed) for the common factor s, with caps, in units that pay."""
-    most = MOST_SPACING / make_trellis(states).spacing
+def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, states: int, relief: float = 1.0) -> Steps:
+    """Steps of a plane (already transposed) for the common factor s, with caps (times `relief`), in units that pay."""
+    most = relief * MOST_SPACING / make_trellis(states).spacing
     rows, columns = factor * sensitivity.rows, sensitivity.columns
     square = np.square(plane, dtype=np.float64)
     for _ in range(2):

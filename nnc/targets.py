@@ -22,6 +22,7 @@ from .plan import Plan
 ROUNDS = 8  # full encodings at most
 CLOSE = 0.993  # aim at this part of a size ...
 ENOUGH = 0.985  # ... and be content from this part on
+MOST_RELIEF = 64.0  # steps become so much coarser at last, when even those at which tensors start to vanish are too fine
 CLOSE_DB = 0.02
 CLOSE_LOSS = 0.01
 
@@ -57,10 +58,13 @@ def meet_size(encoding: Encoding, goal: float, asked: str) -> tuple[Assembly, fl
             fine = max(fine, factor)
         if ENOUGH * goal <= assembly.size <= goal:
             break
-        if assembly.size > goal and all(plan.sample.step(factor, 8) == plan.sample.step(factor / 2, 8) for plan in coded):
+        steps = [[plan.sample.step(f, 8, encoding.relief) for plan in coded] for f in (factor, factor / 2)]
+        if assembly.size > goal and steps[0] == steps[1]:
             break  # no step becomes coarser
         new = factor * 2.0 ** max(-4.0, min(4.0, (goal * CLOSE - assembly.size) / slope))
         factor = new if fine < new < coarse else (fine * coarse) ** 0.5 if 0 < fine and coarse < float("inf") else new
+    if best is None and coded and encoding.relief < MOST_RELIEF:
+        return meet_size(replace(encoding, relief=4 * encoding.relief), goal, asked)
     if best is None:
         raise InvalidArgument(
             f"{asked} cannot be met: the smallest output has {assembly.size} bytes; ask for more, or let rules make tensors coarser"
@@ -117,7 +121,7 @@ def _trials(encoding: Encoding, factor: float) -> Iterator[Trial]:
     """Samples of all coded tensors, with at most eight states: they tell the rate of more states well enough."""
     search = encoding.search
     fast = replace(search, states=min(search.states, 8), passes=1)
-    steps = {plan.name: plan.sample.step(factor, search.states) for plan in encoding.coded}
+    steps = {plan.name: plan.sample.step(factor, search.states, encoding.relief) for plan in encoding.coded}
     coded = encoding.coded
     return encoding.workers.map(lambda plan: try_step(plan.sample, steps[plan.name], fast), coded, [0] * len(coded))
 

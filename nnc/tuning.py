@@ -15,14 +15,16 @@ from math import inf, log2
 import numpy as np
 import torch
 
+from .alignment import Alignment
 from .assembly import Assembly, assemble_files
 from .coder import chain_digests, checksum
 from .decoder import decode_unit
 from .directory import Unit
-from .encoder import EncodedTensor, encode_vector, make_plane
+from .encoded import EncodedTensor
+from .encoder import encode_vector, make_plane
 from .encoding import Encoding
 from .entropy.explicit import ModelBank
-from .plan import Plan
+from .prediction.reference import digest_unit
 from .rdo import measure_powers
 from .rescaling import account, is_rescalable, rescale_outputs
 
@@ -60,17 +62,19 @@ def gain_bits(left: float) -> float:
     return -log2(max(left, 1e-9)) / 2 if left < 1 else 0.0
 
 
-def decode_tensor(encoded: EncodedTensor, bank: ModelBank) -> torch.Tensor:
-    """The tensor of an encoded one, as readers of the file will see it; checks its digests."""
-    unit = Unit(1, False, checksum(encoded.data), chain_digests(list(encoded.digests)))
-    return decode_unit(unit, (encoded.record,), encoded.data, bank)()[0]
+def decode_tensor(encoded: EncodedTensor, bank: ModelBank, alignment: Alignment | None = None) -> torch.Tensor:
+    """The tensor of an encoded one, as readers of the file will see it; checks its digests.  alignment: with the reference."""
+    used = digest_unit([encoded.reference]) if encoded.reference else b""
+    unit = Unit(1, False, checksum(encoded.data), chain_digests(list(encoded.digests)), used)
+    reader, orders = (alignment.reader, tuple(alignment.permutations)) if alignment else (None, ())
+    return decode_unit(unit, (encoded.record,), encoded.data, bank, None, reader, orders)()[0]
 
 
-def decode_all(assembly: Assembly, plans: list[Plan]) -> dict[str, torch.Tensor]:
+def decode_all(assembly: Assembly, encoding: Encoding) -> dict[str, torch.Tensor]:
     """All tensors under their names; aliases share the memory of what they stand for."""
     bank = assembly.files[0].directory.bank
-    state = {e.record.name: decode_tensor(e, bank) for e in assembly.encoded if e.record.kind != "alias"}
-    return {plan.name: state[plan.target or plan.name] for plan in plans}
+    state = {e.record.name: decode_tensor(e, bank, encoding.alignment) for e in assembly.encoded if e.record.kind != "alias"}
+    return {plan.name: state[plan.target or plan.name] for plan in encoding.plans}
 
 
 def apply_tuning(
@@ -88,7 +92,7 @@ def apply_tuning(
     must not be exceeded; outputs: whether the steps of outputs may move besides the vectors.  That did not pay on the networks that were
     tried: finer codes of the steps take 1 % of the bytes, vectors do the same for nothing, and without any the gain did not carry over.
     """
-    state = decode_all(assembly, encoding.plans)
+    state = decode_all(assembly, encoding)
     plans = {plan.name: plan for plan in encoding.plans}
     doubled = {plan.target for plan in encoding.plans if plan.treatment == "alias" and not plan.tied}
     free = [
@@ -112,7 +116,7 @@ def apply_tuning(
         best: tuple[float, Assembly] | None = None
         for worth in WORTHS if tuned.factors else WORTHS[:1]:
             new = _rebuild(encoding, assembly, factor, tuned, worth * weights)
-            bits = gain_bits(compare(state, decode_all(new, encoding.plans)))
+            bits = gain_bits(compare(state, decode_all(new, encoding)))
             won = bits * weights - 8 * (new.size - assembly.size)
             if bits > 0 and new.size <= max(goal, assembly.size) and won > (best[0] if best else 0):
                 best = won, new
@@ -152,4 +156,4 @@ def _rebuild(encoding: Encoding, assembly: Assembly, factor: float, tuned: Tuned
 
     encoded = list(encoding.workers.map(work, assembly.encoded, [e.record.elements for e in assembly.encoded]))
     targets = {plan.name: plan.target for plan in encoding.plans if plan.treatment == "alias"}
-    return assemble_files(encoded, targets, directory.bank, directory.origin, encoding.limit)
+    return assemble_files(encoded, targets, directory.bank, directory.origin, encoding.limit, directory.reference)

@@ -7,32 +7,31 @@ says how to read its part:
     exact      bytes, filtered and deflated
     constant   one element, repeated
     alias      another tensor of the same file
-    coded      row codes, column codes, row steps, column steps, then one ANS stream per CTU in raster order
+    coded      row codes, column codes, row steps, column steps, confidences, then one ANS stream per CTU in raster order
+    same       the tensor of the same name in the reference
+
+On disk a coded tensor that is a difference to a prediction has a kind of its own, "predicted".
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, NamedTuple
 
 import torch
 
 from .entropy.parametric import CLASSES
-from .entropy.scales import MODES, SPREADS
 from .errors import Corruption
+from .fields import MAX_BYTES, Codes, Lanes, Orders, Permutations, Prediction, Steps
 from .partition.grid import Grid, checked_grid
 from .partition.planes import MAX_AXES, plane_shape
 from .quantize.logarithm import MAX_LOGARITHMIC
-from .quantize.steps import UNITS
 from .quantize.trellis import LABELLINGS, STATES
 from .registry import Table
 
 MAX_NAME = 4096
 MAX_ELEMENTS = 1 << 40
-MAX_BYTES = 1 << 43
 MAX_SHIFT = 16
 MAX_TENSORS = 1 << 24
 
@@ -61,71 +60,8 @@ DTYPES = Table(
     },
 )
 CODED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KINDS = Table("kind of record", {0: "plain", 1: "exact", 2: "constant", 3: "alias", 4: "coded"})
-FILTERS = Table("filter", {0: "none", 1: "deflate", 2: "byte planes", 3: "differences"})
-
-
-class Lanes(NamedTuple):
-    """Fields of one kind of all records stand together, which deflates better: one Writer or Reader per lane, in the order of the
-    file.
-    """
-
-    names: Any
-    kinds: Any
-    shapes: Any
-    recipes: Any
-    quantizers: Any
-    steps: Any
-    fine: Any
-    models: Any
-    bases: Any
-    noises: Any
-    codes: Any
-    grids: Any
-    lengths: Any
-    values: Any
-
-    @classmethod
-    def make(cls, lane: Callable[[], Any]) -> Lanes:
-        return cls(*(lane() for _ in cls._fields))
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Row or column codes in the unit: mode and spread as in `entropy.scales`, length in bytes."""
-
-    mode: str
-    spread: int
-    length: int
-
-    def write(self, out: Lanes) -> None:
-        out.codes.byte(MODES.id(self.mode) * SPREADS + self.spread)
-        if self.mode != "none":
-            out.lengths.varint(self.length)
-
-    @classmethod
-    def read(cls, data: Lanes) -> Codes:
-        number = data.codes.byte("scale code mode", 4 * SPREADS - 1)
-        mode = MODES.value(number // SPREADS)
-        return cls(mode, number % SPREADS, 0 if mode == "none" else data.lengths.varint("length of scale codes", MAX_BYTES))
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Codes of the steps of the rows or columns in the unit; unit: of a code, in 128ths of an octave."""
-
-    codes: Codes
-    unit: int
-
-    def write(self, out: Lanes) -> None:
-        self.codes.write(out)
-        if self.codes.mode != "none":
-            out.codes.byte(UNITS.id(self.unit))
-
-    @classmethod
-    def read(cls, data: Lanes) -> Steps:
-        codes = Codes.read(data)
-        return cls(codes, UNITS.value(data.codes.byte("unit of step codes")) if codes.mode != "none" else UNITS.value(0))
+KINDS = Table("kind of record", {0: "plain", 1: "exact", 2: "constant", 3: "alias", 4: "coded", 5: "same", 6: "predicted"})
+FILTERS = Table("filter", {0: "none", 1: "deflate", 2: "byte planes", 3: "differences", 4: "reference"})
 
 
 @dataclass(frozen=True)
@@ -154,6 +90,7 @@ class Coding:
     row_steps: Steps
     column_steps: Steps
     streams: tuple[int, ...]
+    prediction: Prediction | None = None
 
     def write(self, out: Lanes) -> None:
         out.recipes.byte(self.transposed << 7 | self.follow << 6 | self.labelling << 4 | self.split)
@@ -168,6 +105,8 @@ class Coding:
         self.columns.write(out)
         self.row_steps.write(out)
         self.column_steps.write(out)
+        if self.prediction:
+            self.prediction.write(out)
         if len(self.streams) == 1:
             out.grids.varint(0)
         else:
@@ -177,7 +116,8 @@ class Coding:
             out.lengths.varint(length)
 
     @classmethod
-    def read(cls, data: Lanes, shape: tuple[int, ...], models: int) -> Coding:
+    def read(cls, data: Lanes, shape: tuple[int, ...], models: int, permutations: Permutations | None) -> Coding:
+        """permutations: those of the directory for a predicted tensor, None for one that is coded alone."""
         head = data.recipes.byte("labelling and plane recipe")
         transposed, follow, labelling, split = bool(head >> 7), bool(head >> 6 & 1), head >> 4 & 3, head & 15
         LABELLINGS.value(labelling)
@@ -199,6 +139,11 @@ class Coding:
         rows, columns, row_steps, column_steps = Codes.read(data), Codes.read(data), Steps.read(data), Steps.read(data)
         if labelling == 2 and (transposed or column_steps.codes.mode != "none"):
             raise Corruption("the logarithmic grid has neither column steps nor transposed planes: the file is damaged")
+        prediction = None
+        if permutations is not None:
+            prediction = Prediction(Orders.read(data, plane_shape(shape, split), permutations), Codes.read(data))
+        if labelling == 2 and prediction:
+            raise Corruption("the logarithmic grid has no predictions: the file is damaged")
         high, wide = plane_shape(shape, split, transposed)
         height = data.grids.varint("CTU height", MAX_ELEMENTS)
         width = data.grids.varint("CTU width", MAX_ELEMENTS) if height else wide
@@ -224,6 +169,7 @@ class Coding:
             row_steps,
             column_steps,
             streams,
+            prediction,
         )
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
@@ -232,7 +178,8 @@ class Coding:
     @property
     def side(self) -> int:
         """Bytes of codes before the streams."""
-        return self.rows.length + self.columns.length + self.row_steps.codes.length + self.column_steps.codes.length
+        codes = [self.rows, self.columns, self.row_steps.codes, self.column_steps.codes]
+        return sum(part.length for part in codes) + (self.prediction.confidence.length if self.prediction else 0)
 
     @property
     def length(self) -> int:
@@ -242,8 +189,7 @@ class Coding:
 @dataclass(frozen=True)
 class Record:
     """One tensor of the directory.  kind: see the module; target: index of the tensor an alias stands for; tied: whether it
-    shares its memory; filter
-    and length: of exact bytes; value: bytes of the constant element; coding: of coded tensors."""
+    shares its memory; filter and length: of exact bytes; value: bytes of the constant element; coding: of coded tensors."""
 
     name: str
     dtype: torch.dtype
@@ -255,6 +201,11 @@ class Record:
     length: int = 0
     value: bytes = b""
     coding: Coding | None = None
+
+    @property
+    def referenced(self) -> bool:
+        """Whether the tensor takes anything from the reference."""
+        return self.kind == "same" or self.filter == "reference" or bool(self.coding and self.coding.prediction)
 
     @property
     def elements(self) -> int:
@@ -273,7 +224,8 @@ class Record:
 
     def write(self, out: Lanes) -> None:
         out.names.block(self.name.encode())
-        out.kinds.byte(KINDS.id(self.kind) << 5 | DTYPES.id(self.dtype))
+        kind = "predicted" if self.coding and self.coding.prediction else self.kind
+        out.kinds.byte(KINDS.id(kind) << 5 | DTYPES.id(self.dtype))
         out.shapes.byte(len(self.shape))
         for size in self.shape:
             out.shapes.varint(size)
@@ -288,7 +240,8 @@ class Record:
             self.coding.write(out)
 
     @classmethod
-    def read(cls, data: Lanes, index: int, models: int) -> Record:
+    def read(cls, data: Lanes, index: int, models: int, permutations: Permutations | None) -> Record:
+        """permutations: of the reference, None if there is none."""
         try:
             name = data.names.block("tensor name", MAX_NAME).decode()
         except UnicodeDecodeError:
@@ -298,21 +251,26 @@ class Record:
         shape = tuple(data.shapes.varint("axis", MAX_ELEMENTS) for _ in range(data.shapes.byte("number of axes", MAX_AXES)))
         if prod(size for size in shape if size) > MAX_ELEMENTS:
             raise Corruption(f"tensor {name!r} has the shape {shape}, the limit is {MAX_ELEMENTS}: the file is damaged")
-        record = cls(name, dtype, shape, kind)
+        record = cls(name, dtype, shape, "coded" if kind == "predicted" else kind)
+        if permutations is None and kind in ("same", "predicted"):
+            raise Corruption(f"tensor {name!r} is taken from a reference, the file has none: the file is damaged")
         if kind == "exact":
             chosen = FILTERS.value(data.values.byte("filter"))
             if chosen == "differences" and dtype.itemsize > 8:
                 raise Corruption(f"tensor {name!r} of {dtype} cannot be coded as differences: the file is damaged")
+            if chosen == "reference" and (permutations is None or dtype.itemsize > 8):
+                raise Corruption(f"tensor {name!r} of {dtype} cannot be a difference to a reference: the file is damaged")
             return replace(record, filter=chosen, length=data.lengths.varint("length", MAX_BYTES))
         if kind == "constant":
             return replace(record, value=data.values.raw(dtype.itemsize, "constant"))
         if kind == "alias":
             number = data.values.varint("target of an alias", 2 * MAX_TENSORS)
             return replace(record, target=number >> 1, tied=bool(number & 1))
-        if kind == "coded":
+        if kind in ("coded", "predicted"):
             if dtype not in CODED_DTYPES or record.elements == 0:
                 raise Corruption(
                     f"tensor {name!r} of {dtype} with {record.elements} elements cannot be coded: the file is damaged"
                 )
-            return replace(record, coding=Coding.read(data, shape, models))
+            coding = Coding.read(data, shape, models, permutations if kind == "predicted" else None)
+            return replace(record, coding=coding)
         return record

@@ -34,10 +34,10 @@ DATA = {"-d", "--data", "--task", "--model", "--option", "--kind", "--samples", 
 WRITING = {"-o", "--output", "--threads", "--overwrite", "--quiet", "--json"}
 OPTIONS = {
     "compress": {*WRITING, *ENCODING, "--bits", "--size", "--snr", "--step", "--kl", "--weights-key",
-                 "--shard-size", *DATA, "--statistics", "--substitution", "--tune"},
+                 "--shard-size", *DATA, "--statistics", "--substitution", "--tune", "--lossless", "--reference", "--key-every"},
     "calibrate": {*DATA, "-o", "--output", "--draws", "--weights-key", "--quiet", "--json"},
-    "decompress": WRITING,
-    "verify": {"--threads", "--quiet", "--json"},
+    "decompress": {*WRITING, "--reference"},
+    "verify": {"--reference", "--threads", "--quiet", "--json"},
     "info": {"--sort", "--statistics", "--reference", "--json"},
     "eval": {*CHOSEN, "--reference", "--layers", "--statistics", "--per-tensor", "--quiet", "--json"},
     "sweep": {*CHOSEN, *ENCODING, "--bits", "--threads", "-o", "--output", "--no-plot", "--quiet", "--json"},
@@ -203,7 +203,7 @@ def test_targets(run, tmp_path, options, check):
     assert check(data) and data["file_bytes"] == (tmp_path / "o.safetensors").stat().st_size
     assert list(data) == ["source", "output", "files", "original_bytes", "file_bytes", "ratio", "parameters", "tensors",
                           "bits_per_weight", "snr_db", "factor", "kept_exact", "left_out", "kind", "calibrated_on",
-                          "predicted_divergence", "measured_divergence", "unseen", "notes", "seconds"]
+                          "predicted_divergence", "measured_divergence", "reference", "same", "predicted", "unseen", "notes", "seconds"]
 
 
 def test_encoding_options_reach_the_file(run, tmp_path):
@@ -288,7 +288,7 @@ def test_info(run, small):
 
 def test_info_json(run, small):
     data = json.loads(run("info", small, "--json"))
-    assert list(data) == ["path", "files", "origin", "original_bytes", "file_bytes", "ratio", "parameters", "bits_per_weight",
+    assert list(data) == ["path", "files", "origin", "reference", "original_bytes", "file_bytes", "ratio", "parameters", "bits_per_weight",
                           "payload_bytes", "side_bytes", "exact_bytes",
                           "overhead_bytes", "tensors"]
     assert list(data["tensors"][0]) == ["name", "shape", "dtype", "kind", "step", "states", "labelling", "ctus", "bytes",

@@ -1,6 +1,6 @@
 """Two decoders that share no code agree: on golden files, random checkpoints, the example of FORMAT.md, and what they refuse.
 
-`make_golden.py` makes the files, `reference_decoder.py` is the slow decoder written from FORMAT.md alone.
+`make_golden.py` makes the files, `reference_decoder` is the slow decoder written from FORMAT.md alone.
 """
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from nnc.coder import chain_digests, checksum, pack_words
 from nnc.directory import Directory, Unit
 from nnc.entropy.explicit import ModelBank
 from nnc.entropy.scales import encode_codes
+from nnc.fields import Codes, Steps
 from nnc.kernels.streams import encode_tile
 from nnc.partition.grid import Grid
 from nnc.quantize.trellis import make_trellis
-from nnc.unit import Codes, Coding, Record, Steps
+from nnc.unit import Coding, Record
 
 sys.path.insert(0, str(Path(__file__).parent))
-import make_golden  # noqa: E402
-import reference_decoder as reference  # noqa: E402
-from make_golden import BAD, CASES, GOLDEN, loaded  # noqa: E402
+import reference_decoder as decoder  # noqa: E402
+from golden_cases import CASES, GOLDEN, STATES  # noqa: E402
+from golden_damage import BAD, container_bytes  # noqa: E402
+from make_golden import in_bytes, loaded  # noqa: E402
 
 NOTES = sorted(GOLDEN.glob("*.json"))
 BAD_NOTES = sorted((GOLDEN / "bad").glob("*.json"))
@@ -45,9 +47,10 @@ def files_of(path: Path) -> list[Path]:
     return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
 
 
-def check_decoders_agree(path: Path) -> dict[str, reference.Tensor]:
-    expected = reference.decode(path)
-    assert list(loaded(path, threads=1).items()) == list(expected.items())
+def check_decoders_agree(path: Path, reference: dict[str, torch.Tensor] | None = None) -> dict[str, decoder.Tensor]:
+    """reference: what the file is a difference to, if that is not to be found by its hint."""
+    expected = decoder.decode(path, None if reference is None else in_bytes(reference))
+    assert list(loaded(path, threads=1, reference=reference).items()) == list(expected.items())
     return expected
 
 
@@ -56,8 +59,9 @@ def check_refused(path: Path, error: type[nnc.NncError]) -> None:
         with pytest.raises(error):
             read(path)
     with pytest.raises(ValueError) as caught:
-        reference.decode(path)
-    assert isinstance(caught.value, reference.OtherVersion) == (error is nnc.Unsupported)
+        decoder.decode(path)
+    assert isinstance(caught.value, decoder.OtherVersion) == (error is nnc.Unsupported)
+    assert isinstance(caught.value, decoder.WrongReference) == (error is nnc.InvalidArgument)
 
 
 # ---- golden files ----------------------------------------------------------------------------------------------------
@@ -66,7 +70,7 @@ def check_refused(path: Path, error: type[nnc.NncError]) -> None:
 def test_golden_file(note):
     listing = json.loads(note.read_text())["tensors"]
     path = path_of(note)
-    for tensors in (loaded(path, threads=1), loaded(path, threads=2), reference.decode(path)):
+    for tensors in (loaded(path, threads=1), loaded(path, threads=2), decoder.decode(path)):
         assert list(tensors) == list(listing)
         for name, (dtype, shape, data) in tensors.items():
             assert {"dtype": dtype, "shape": list(shape), "sha256": hashlib.sha256(data).hexdigest()} == listing[name], name
@@ -88,17 +92,17 @@ def covered() -> set[tuple]:
     """What the golden files use of the format, as (field, value)."""
     found: set[tuple] = set()
     for path in (file for note in NOTES for file in files_of(path_of(note))):
-        container = reference.read_container(path.read_bytes())
-        directory = reference.read_directory(container)
+        container = decoder.read_container(path.read_bytes())
+        directory = decoder.read_directory(container)
         found |= {("shards", min(directory.shards, 2)), *(("renamed", key.endswith("#")) for key in container.entries)}
         found |= {("unit", unit.own, unit.records[0].kind) for unit in directory.units}
         found |= {("records", min(len(unit.records), 2)) for unit in directory.units}
         for record in directory.records:
             found |= {("kind", record.kind), ("dtype", record.dtype), ("axes", min(len(record.shape), 3)),
                       ("empty", record.elements == 0)}
-            if record.kind == reference.EXACT:
-                found.add(("filter", record.filter))
-            if record.kind == reference.ALIAS:
+            if record.kind == decoder.EXACT:
+                found |= {("filter", record.filter), ("size of filter", record.filter, record.size)}
+            if record.kind == decoder.ALIAS:
                 found.add(("tied", record.tied))
             if record.coding:
                 c = record.coding
@@ -110,7 +114,28 @@ def covered() -> set[tuple]:
                           ("row steps and labelling", c.row_steps.mode > 0, c.labelling),
                           ("rows of CTUs", c.height < c.rows), ("columns of CTUs", c.width < c.columns),
                           ("streams", any(c.lengths), not all(c.lengths))}
+            if record.kind == decoder.PREDICTED:
+                p = record.coding.prediction
+                rows = c.columns if c.transposed else c.rows
+                columns = c.rows if c.transposed else c.columns
+                found |= {("predicted", "rows", group_of(directory, p.row_order, rows)),
+                          ("predicted", "columns", group_of(directory, p.column_order, columns)),
+                          ("predicted", "confidence", p.confidence.mode), ("predicted", "dtype", record.dtype),
+                          ("predicted", "transposed", c.transposed), ("predicted", "labelling", c.labelling),
+                          ("predicted", "states", c.states > 1), ("predicted", "bypass", c.shift > 0),
+                          ("predicted", "steps", c.row_steps.mode > 0, c.column_steps.mode > 0),
+                          ("predicted", "CTUs", len(c.lengths) > 1),
+                          ("predicted", "hint of", Path(directory.reference.hint).suffix)}
+        if directory.reference:
+            found |= {("order", min(len(order) >> 8, 1)) for order in directory.reference.permutations}
     return found
+
+
+def group_of(directory, number: int, size: int) -> str:
+    """How an axis is reordered: not at all, entry by entry or in groups."""
+    if number == 0:
+        return "as it is"
+    return "entries" if len(directory.reference.permutations[number - 1]) == size else "groups"
 
 
 NOT_YET: set[tuple] = set()  # what no golden file covers yet
@@ -118,18 +143,29 @@ NOT_YET: set[tuple] = set()  # what no golden file covers yet
 
 def expected_coverage() -> set[tuple]:
     both = (False, True)
-    quantizers = {(states, labelling) for states in reference.STATES for labelling in (0, 1)} - {(1, 1)} | {(1, 2)}
+    quantizers = {(states, labelling) for states in decoder.STATES for labelling in (0, 1)} - {(1, 1)} | {(1, 2)}
     return {
-        ("shards", 1), ("shards", 2), ("records", 1), ("records", 2), ("unit", False, reference.CODED),
-        ("unit", True, reference.CODED), ("unit", True, reference.EXACT), ("unit", True, reference.PLAIN), *(("renamed", b) for b in both),
-        *(("kind", k) for k in range(5)), *(("dtype", d.name) for d in reference.DTYPES), *(("axes", a) for a in range(4)),
-        *(("empty", b) for b in both), *(("filter", f) for f in range(4)), *(("tied", b) for b in both),
+        ("shards", 1), ("shards", 2), ("records", 1), ("records", 2), ("unit", False, decoder.CODED),
+        ("unit", True, decoder.CODED), ("unit", True, decoder.EXACT), ("unit", True, decoder.PLAIN),
+        *(("renamed", b) for b in both), ("unit", False, decoder.PREDICTED), ("unit", True, decoder.PREDICTED),
+        ("unit", False, decoder.SAME),
+        *(("kind", k) for k in range(7)), *(("dtype", d.name) for d in decoder.DTYPES), *(("axes", a) for a in range(4)),
+        *(("empty", b) for b in both), *(("filter", f) for f in range(5)), *(("tied", b) for b in both),
         *(("coded dtype", d) for d in ("float32", "float16", "bfloat16")), *(("quantizer", *q) for q in quantizers),
         ("follow", 0), ("follow", 1), *(("bypass", b) for b in both), *(("bypass and states", True, b) for b in both),
         *(("model", m) for m in range(9)), *(("row codes", m) for m in range(4)), *(("column codes", m) for m in range(4)),
         *(("rows of CTUs", b) for b in both), *(("columns of CTUs", b) for b in both), ("transposed", 0), ("transposed", 1),
-        *(("row step unit", u) for u in (0, *reference.UNITS)), *(("column step unit", u) for u in (0, *reference.UNITS)),
-        *(("row steps and labelling", b, labelling) for b in both for labelling in (0, 1, 2))}
+        *(("row step unit", u) for u in (0, *decoder.UNITS)), *(("column step unit", u) for u in (0, *decoder.UNITS)),
+        *(("row steps and labelling", b, labelling) for b in both for labelling in (0, 1, 2)),
+        *(("size of filter", decoder.REFERENCE, size) for size in (1, 2, 4, 8)), ("order", 0), ("order", 1),
+        *(("predicted", "rows", way) for way in ("as it is", "entries")), *(("predicted", "CTUs", b) for b in both),
+        *(("predicted", "columns", way) for way in ("as it is", "entries", "groups")),
+        *(("predicted", "confidence", mode) for mode in range(4)), *(("predicted", "transposed", b) for b in (0, 1)),
+        *(("predicted", "dtype", d) for d in ("float32", "float16", "bfloat16")),
+        *(("predicted", "labelling", n) for n in (0, 1)),
+        *(("predicted", "states", b) for b in both), *(("predicted", "bypass", b) for b in both),
+        ("predicted", "steps", False, False), ("predicted", "steps", True, True),
+        *(("predicted", "hint of", suffix) for suffix in (".safetensors", ""))}
 
 
 def test_golden_files_cover_the_format(covered):
@@ -138,9 +174,9 @@ def test_golden_files_cover_the_format(covered):
 
 def test_golden_files_hold_escapes(monkeypatch):
     lengths = []
-    bits = reference.Coder.bits
-    monkeypatch.setattr(reference.Coder, "bits", lambda self, count: lengths.append(count) or bits(self, count))
-    reference.decode(GOLDEN / "escapes.safetensors")
+    bits = decoder.Coder.bits
+    monkeypatch.setattr(decoder.Coder, "bits", lambda self, count: lengths.append(count) or bits(self, count))
+    decoder.decode(GOLDEN / "escapes.safetensors")
     assert lengths.count(5) >= 3 and max(lengths) >= 18                # an excess of more than 2^18
 
 
@@ -215,7 +251,7 @@ def random_options(chance: random.Random) -> dict:
                             {"step": 10.0 ** chance.uniform(-4, 1)}])
     options = {"effort": chance.choice(["fast", "fast", "default", "high"])} | target
     if chance.random() < 0.7:
-        options["states"] = states = chance.choice(make_golden.STATES)
+        options["states"] = states = chance.choice(STATES)
         options["labelling"] = chance.choice(["auto", "plain", "sign-symmetric"]) if states > 1 else "auto"
     if chance.random() < 0.3:
         options["lagrangian"] = chance.uniform(0, 0.5)
@@ -243,13 +279,13 @@ def test_changed_directories_agree(tmp_path):
     tensors = {"a": torch.randn(12, 9, generator=g) * torch.logspace(-1, 1, 12)[:, None], "b": torch.arange(20),
                "nnc": torch.zeros(2), "c": torch.rand(9, generator=g) + 1}
     nnc.compress(tensors, path, step=0.5, threads=1, rules=("nnc=skip",))
-    container = reference.read_container(path.read_bytes())
+    container = decoder.read_container(path.read_bytes())
     sound, read = container.directory, 0
     for position in range(len(sound)):
         container.directory = sound[:position] + bytes([sound[position] ^ 1 << position % 8]) + sound[position + 1:]
-        path.write_bytes(make_golden.container_bytes(container))
+        path.write_bytes(container_bytes(container))
         try:
-            expected = reference.decode(path)
+            expected = decoder.decode(path)
         except ValueError:
             with pytest.raises((nnc.Corruption, nnc.Unsupported)):
                 nnc.load(path, threads=1)
@@ -273,14 +309,14 @@ def coded_by_hand(chance: random.Random, logarithmic: bool = False) -> tuple[Rec
     8, computed here anew."""
     shape = chance.choice([(1,), (40,), (6, 9), (25, 1), (4, 3, 5), (70, 130)])
     split, transposed = chance.randint(0, len(shape)), not logarithmic and chance.random() < 0.5
-    states, reach = (1, 399) if logarithmic else (chance.choice(make_golden.STATES), 999)
+    states, reach = (1, 399) if logarithmic else (chance.choice(STATES), 999)
     rows, columns = int(np.prod(shape[:split])), int(np.prod(shape[split:]))
     rows, columns = (columns, rows) if transposed else (rows, columns)
     height, width = (rows, columns) if rows < 60 or columns < 70 else (60, 70)
     shift, base, dead = chance.choice([0, 0, 0, 5]), chance.randint(0, 36), chance.random() < 0.3
     scale = [any_codes(chance, n, dead) for n in (rows, columns)]
     step = [any_codes(chance, n, True) for n in (rows, columns)]
-    units = [chance.choice(reference.UNITS) for _ in range(2)]
+    units = [chance.choice(decoder.UNITS) for _ in range(2)]
     if logarithmic:                                                    # no exponent leaves its range at a row step of 2^5
         step = [np.minimum(step[0], 640 // units[0]), 0 * step[1]]
     index = [code - (unit * moved + 16) // 32 for code, unit, moved in zip(scale, units, step)]
@@ -311,7 +347,7 @@ def test_coded_tensor_made_by_hand(seed, tmp_path):
     origin = '{"kind":"module","metadata":[],"wrapper":"","extras":""}'
     directory = Directory(ModelBank(), origin, (record,), (Unit(1, False, checksum(data), digest),)).write()
     path = tmp_path / "w.safetensors"
-    path.write_bytes(make_golden.container_bytes(reference.Container(0, directory, data, {})))
+    path.write_bytes(container_bytes(decoder.Container(0, directory, data, {})))
     assert list(check_decoders_agree(path)) == ["w"]
 
 
@@ -335,13 +371,13 @@ def test_worked_example_of_the_format_page(tmp_path):
 
 def test_check_values_of_the_format_page():
     """The numbers that section 9 and 11 give for checking."""
-    assert [reference.POWERS[i] for i in (0, 1, 2, 255)] == [4294967296, 4283353945, 4271771996, 2153306066]
-    gauss, heavy, narrow = reference.parametric_table(0, 17, 0), reference.parametric_table(7, 36,
-                                                                                            1), reference.parametric_table(5, 1,
+    assert [decoder.POWERS[i] for i in (0, 1, 2, 255)] == [4294967296, 4283353945, 4271771996, 2153306066]
+    gauss, heavy, narrow = decoder.parametric_table(0, 17, 0), decoder.parametric_table(7, 36,
+                                                                                            1), decoder.parametric_table(5, 1,
                                                                                                                            0)
     assert (gauss.low, len(gauss.frequencies), max(gauss.frequencies)) == (-8, 18, 6697334)
     assert (heavy.low, len(heavy.frequencies), heavy.frequencies[:3]) == (-128, 257, [1252, 1287, 1325])
     assert (narrow.low, narrow.frequencies) == (-2, [1, 3, 16776184, 3, 1, 1024])
-    assert reference.scale_table(0).frequencies[127:130] == [7385, 16762192, 7385]
-    assert [(reference.next_state(8, s, 0), reference.next_state(8, s, 1)) for s in range(8)] == [
+    assert decoder.scale_table(0).frequencies[127:130] == [7385, 16762192, 7385]
+    assert [(decoder.next_state(8, s, 0), decoder.next_state(8, s, 1)) for s in range(8)] == [
         (0, 2), (5, 7), (1, 3), (4, 6), (2, 0), (7, 5), (3, 1), (6, 4)]

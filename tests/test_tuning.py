@@ -17,7 +17,8 @@ from nnc.coder import checksum
 from nnc.config import make_config
 from nnc.decoder import decode_unit
 from nnc.distillation import Budget, distill, hold_back
-from nnc.encoder import encode_calibrated, encode_coded, tensor_bytes
+from nnc.encoded import tensor_bytes
+from nnc.encoder import encode_calibrated, encode_coded
 from nnc.encoding import Encoding
 from nnc.entropy.explicit import ModelBank
 from nnc.plan import plan_tensors

@@ -31,8 +31,8 @@ from tables import Bound, Column, Table, finish, make_parser, note
 
 import nnc
 from nnc import decoder
+from nnc.archive import open_compressed
 from nnc.kernels.streams import decode_four
-from nnc.restoration import open_compressed
 
 PARTS = ("speed", "kernel", "threads", "start")
 STEP = 0.0110  # 3.3 to 3.4 bits with a trellis ...

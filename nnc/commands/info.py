@@ -20,7 +20,8 @@ names).  Then a line per tensor:
 
   kind         coded, logarithmic (all values positive, relative steps), exact, plain (an
                uncompressed entry of its own), constant, alias (same bytes as another tensor),
-               tied (shares its memory with another tensor)
+               tied (shares its memory with another tensor), predicted (coded as the difference to
+               the reference), same (the tensor of the reference)
   step         distance of neighbouring reconstruction points, in units of the weights
   states       of the trellis; 1: scalar quantizer
   bits/weight  of this tensor, without overhead
@@ -95,11 +96,12 @@ def _describe_file(path: str, info: FileInfo, *more: tuple[str, str]) -> str:
     def part(size: int) -> str:
         return f"{size:,} bytes, {100 * size / max(1, info.file_bytes):.1f} %"
 
+    reference = [] if info.reference is None else [("reference", printable(info.reference) or "one without a name")]
     return lines_of([("path", f"{place(path, len(info.files))}, made from: {printable(info.origin)}"),
                      ("bytes", reduction(info.original_bytes, info.file_bytes)),
                      ("bits/weight", f"{info.bits_per_weight:.3f} ({info.parameters:,} weights, {len(info.tensors):,} tensors)"),
                      ("payload", part(info.payload)), ("side information", part(info.side)), ("exact", part(info.exact)),
-                     ("overhead", part(info.overhead)), *more])
+                     ("overhead", part(info.overhead)), *reference, *more])
 
 
 def _row(tensor: TensorInfo) -> list[str]:
@@ -114,7 +116,7 @@ def _row(tensor: TensorInfo) -> list[str]:
 
 
 def _data(path: str, info: FileInfo, tensors: list[TensorInfo]) -> dict[str, Any]:
-    return {"path": path, "files": list(info.files), "origin": info.origin, "original_bytes": info.original_bytes,
+    return {"path": path, "files": list(info.files), "origin": info.origin, "reference": info.reference, "original_bytes": info.original_bytes,
             "file_bytes": info.file_bytes, "ratio": info.original_bytes / max(1, info.file_bytes), "parameters": info.parameters,
             "bits_per_weight": info.bits_per_weight, "payload_bytes": info.payload, "side_bytes": info.side,
             "exact_bytes": info.exact, "overhead_bytes": info.overhead, "tensors": [_tensor_data(tensor) for tensor in tensors]}

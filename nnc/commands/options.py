@@ -62,6 +62,11 @@ def add_threads(parser: _ActionsContainer) -> None:
                         help="threads to use, 1 or more (default: all cores, 16 at most); the result does not depend on it")
 
 
+def add_reference(parser: _ActionsContainer,
+                  what: str = "the checkpoint that PATH is a difference to (default: the one of the remembered name beside it)") -> None:
+    parser.add_argument("--reference", metavar="PATH", help=what)
+
+
 def add_reporting(parser: _ActionsContainer, quiet: str) -> None:
     """--quiet and --json, which exclude each other."""
     group = parser.add_mutually_exclusive_group()

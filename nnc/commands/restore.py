@@ -4,7 +4,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace, _SubParsersAction
 
-from .options import add_command, add_output, add_overwrite, add_reporting, add_threads
+from .options import add_command, add_output, add_overwrite, add_reference, add_reporting, add_threads
 from .output import Result, lines_of, place, printable
 from .progress import show_progress
 
@@ -30,12 +30,14 @@ def add_parsers(commands: _SubParsersAction) -> None:
                          run_decompress)
     parser.add_argument("path", metavar="PATH", help="compressed file or folder")
     add_output(parser, "where to write; the ending says which form")
+    add_reference(parser)
     add_threads(parser)
     add_overwrite(parser)
     add_reporting(parser, "no progress bar and no summary; errors are still told")
 
     parser = add_command(commands, "verify", "decode everything and check all lengths, checksums and digests", VERIFY, run_verify)
     parser.add_argument("path", metavar="PATH", help="compressed file or folder")
+    add_reference(parser)
     add_threads(parser)
     add_reporting(parser, "no progress bar and no summary: only the exit code, and errors, tell")
 
@@ -46,7 +48,7 @@ def run_decompress(arguments: Namespace) -> Result:
     start = time.perf_counter()
     with show_progress(arguments, "B") as progress:
         files = decompress(arguments.path, arguments.output, threads=arguments.threads, overwrite=arguments.overwrite,
-                           progress=progress)
+                           progress=progress, reference=arguments.reference)
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in files)
     data = {"path": arguments.path, "output": arguments.output, "files": [str(file) for file in files], "file_bytes": size,
@@ -61,7 +63,7 @@ def run_verify(arguments: Namespace) -> Result:
 
     start = time.perf_counter()
     with show_progress(arguments, "B") as progress:
-        tensors = verify(arguments.path, threads=arguments.threads, progress=progress)
+        tensors = verify(arguments.path, threads=arguments.threads, progress=progress, reference=arguments.reference)
     seconds = time.perf_counter() - start
     data = {"path": arguments.path, "tensors": tensors, "seconds": seconds}
     return Result(f"{printable(arguments.path)}: {tensors:,} tensors are intact", data, secondary=True)

@@ -1,0 +1,45 @@
+"""What comes out of the encoder for one tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .unit import Record
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """The prediction of a tensor from its counterpart in a reference.  plane: float32 (rows, columns), not transposed; orders: numbers
+    of the permutations it was made with; confidence: int16 codes of its rows; digest: of the counterpart."""
+
+    plane: np.ndarray
+    orders: tuple[int, int]
+    confidence: np.ndarray
+    digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTensor:
+    """record: for the directory; data: its bytes in the unit; digests: of its streams; content: CRC-32 of the bytes of the tensor
+    it decodes to.
+
+    error, energy: sums of squared errors and of squared weights; side: bytes of `data` that are codes of scales and steps;
+    loss: as predicted from calibration, None without; reference: digest of what it takes from the reference, empty if nothing."""
+
+    record: Record
+    data: bytes
+    digests: tuple[int, ...]
+    content: int
+    error: float = 0.0
+    energy: float = 0.0
+    side: int = 0
+    loss: float | None = None
+    reference: bytes = b""
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, little endian, without a copy where it is contiguous."""
+    return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")

@@ -1,0 +1,259 @@
+"""The damaged files of golden/bad: made from two small ones, with the checksums set right again where the damage lies deeper."""
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import reference_decoder as decoder
+import torch
+from golden_cases import GOLDEN
+
+import nnc
+from nnc.directory import Directory, Unit
+from nnc.fields import Codes, Orders
+
+BAD_FOLDER = GOLDEN / "bad"
+BASES = tuple(f"base-{number}.safetensors" for number in range(5))  # sound files: the references of the others
+
+
+def container_bytes(container: decoder.Container, version: str = "1") -> bytes:
+    """Section 2, with the checksum of the directory."""
+    packed = zlib.compress(container.directory, 9)
+    data = struct.pack("<III", len(packed), len(container.directory), zlib.crc32(packed)) + packed + container.small
+    header: dict = {"__metadata__": {"nnc": version}, "nnc": {"dtype": "U8", "shape": [len(data)],
+                                                              "data_offsets": [0, len(data)]}}
+    for key, (dtype, shape, entry) in container.entries.items():
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(entry)]}
+        data += entry
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 16]) + data[position + 1:]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A damaged file: `damage` turns a sound one into bytes that readers must refuse with `error`; referenced: one that is a
+    difference to base-0.safetensors."""
+    name: str
+    error: str
+    damage: Callable[[bytes], bytes]
+    referenced: bool = False
+
+    @property
+    def path(self) -> Path:
+        return BAD_FOLDER / f"{self.name}.safetensors"
+
+
+def rebuilt(change: Callable[[decoder.Container], None], units: bool = False) -> Callable[[bytes], bytes]:
+    """Damage to the directory or the units; units: with the checksum set right again of the one unit, whose head comes last."""
+    def damage(file: bytes) -> bytes:
+        container = decoder.read_container(file)
+        change(container)
+        if units:
+            container.directory = container.directory[:-8] + struct.pack("<I",
+                                                                         zlib.crc32(container.small)) + container.directory[-4:]
+        return container_bytes(container)
+    return damage
+
+
+def flip_payload(c: decoder.Container) -> None:
+    c.small = flipped(c.small, len(c.small) // 2)
+
+
+def flip_digest(c: decoder.Container) -> None:
+    c.directory = flipped(c.directory, len(c.directory) - 1)
+
+
+def swap_levels(c: decoder.Container) -> None:
+    """The first stream keeps its length and ends with another word."""
+    c.small = flipped(c.small, decoder.read_directory(c).records[0].stored - 1)
+
+
+def lengthen_directory(c: decoder.Container) -> None:
+    c.directory += b"\0"
+
+
+def lengthen_units(c: decoder.Container) -> None:
+    c.small += b"\0"
+
+
+def unknown_kind(c: decoder.Container) -> None:
+    c.directory = c.directory.replace(bytes([2, 4 << 5, 4 << 5]), bytes([2, 4 << 5, 7 << 5]), 1)
+
+
+def enormous_axis(c: decoder.Container) -> None:
+    """One axis of 60 becomes 2^39: more than the file may claim."""
+    axis = b"\x80\x80\x80\x80\x80\x10"
+    lane = bytes([6, 2, 40, 50, 2, 30, 60])
+    c.directory = c.directory.replace(lane, bytes([11]) + lane[1:-1] + axis, 1)
+
+
+# ---- damage to what a file says of its reference ----------------------------------------------------------------------
+
+Change = Callable[[Directory, bytes], tuple[Directory, bytes]]
+
+
+def changed(change: Change) -> Callable[[bytes], bytes]:
+    """Damage to the directory and the small units, whose checksum is set right again if there is only one of them."""
+    def damage(file: bytes) -> bytes:
+        container = decoder.read_container(file)
+        directory, small = change(Directory.read(container.directory), container.small)
+        if len(directory.units) == 1:
+            directory = replace(directory, units=(replace(directory.units[0], checksum=zlib.crc32(small)),))
+        return container_bytes(decoder.Container(0, directory.write(), small, container.entries))
+    return damage
+
+
+def hint(name: str) -> Callable[[bytes], bytes]:
+    return changed(lambda d, small: (replace(d, reference=replace(d.reference, hint=name)), small))
+
+
+def order(change: Callable[[list[int]], list[int]]) -> Callable[[bytes], bytes]:
+    """Damage to the first permutation: the numbers that its steps are computed from."""
+    def damage(d: Directory, small: bytes) -> tuple[Directory, bytes]:
+        numbers = np.array(change(d.reference.permutations[0].tolist()))
+        return replace(d, reference=replace(d.reference, permutations=(numbers, *d.reference.permutations[1:]))), small
+    return changed(damage)
+
+
+def first_prediction(**fields) -> Callable[[bytes], bytes]:
+    """Other fields of the prediction of the first tensor."""
+    def damage(d: Directory, small: bytes) -> tuple[Directory, bytes]:
+        coding = d.records[0].coding
+        coding = replace(coding, prediction=replace(coding.prediction, **fields))
+        return replace(d, records=(replace(d.records[0], coding=coding), *d.records[1:])), small
+    return changed(damage)
+
+
+def confidence(code: int) -> Callable[[bytes], bytes]:
+    """All confidences of the first tensor are this code."""
+    def damage(d: Directory, small: bytes) -> tuple[Directory, bytes]:
+        record = d.records[0]
+        coding, rows = record.coding, record.shape[0]
+        before = sum(codes.length for codes in (coding.rows, coding.columns, coding.row_steps.codes, coding.column_steps.codes))
+        data = zlib.compress(bytes([code % 256]) * rows)
+        small = small[:before] + data + small[before + coding.prediction.confidence.length:]
+        prediction = replace(coding.prediction, confidence=Codes("deflated", 0, len(data)))
+        record = replace(record, coding=replace(coding, prediction=prediction))
+        return replace(d, records=(record, *d.records[1:])), small
+    return changed(damage)
+
+
+def without_reference(d: Directory, small: bytes) -> tuple[Directory, bytes]:
+    return replace(d, reference=None), small
+
+
+def only_same(d: Directory, small: bytes) -> tuple[Directory, bytes]:
+    """One record of kind 5, and no reference."""
+    record = next(record for record in d.records if record.kind == "same")
+    unit = Unit(1, False, 0, 0, bytes(8))
+    return replace(d, reference=None, records=(record,), units=(unit,)), b""
+
+
+def other_digest(d: Directory, small: bytes) -> tuple[Directory, bytes]:
+    return replace(d, units=(replace(d.units[0], reference=flipped(d.units[0].reference, 3)),)), small
+
+
+def two_references(file: bytes) -> bytes:
+    """The number before the hint is 2."""
+    container = decoder.read_container(file)
+    name = BASES[0].encode()
+    at = container.directory.index(bytes([1, len(name)]) + name)
+    container.directory = container.directory[:at] + b"\2" + container.directory[at + 1:]
+    return container_bytes(container)
+
+
+BAD = [
+    Bad("empty", "Corruption", lambda file: b""),
+    Bad("truncated", "Corruption", lambda file: file[:-20]),
+    Bad("truncated-header", "Corruption", lambda file: file[:50]),
+    Bad("huge-header", "Corruption", lambda file: struct.pack("<Q", 1 << 62) + file[8:]),
+    Bad("long-header", "Corruption", lambda file: struct.pack("<Q", 99_999_999) + file[8:]),
+    Bad("not-json", "Corruption", lambda file: file[:8] + b"<" + file[9:]),
+    Bad("other-version", "Unsupported", lambda file: container_bytes(decoder.read_container(file), version="2")),
+    Bad("no-version", "Corruption", lambda file: file.replace(b'"nnc":"1"', b'"mmc":"1"', 1)),
+    Bad("bytes-after-the-end", "Corruption", lambda file: file + b"\0"),
+    Bad("directory-checksum", "Corruption", lambda file: flipped(file, file.index(b"\x78\xda") + 9)),
+    Bad("directory-longer", "Corruption", rebuilt(lengthen_directory)),
+    Bad("units-longer", "Corruption", rebuilt(lengthen_units)),
+    Bad("unit-checksum", "Corruption", rebuilt(flip_payload)),
+    Bad("unit-digest", "Corruption", rebuilt(flip_digest)),
+    Bad("stream", "Corruption", rebuilt(flip_payload, units=True)),
+    Bad("stream-end", "Corruption", rebuilt(swap_levels, units=True)),
+    Bad("unknown-kind", "Corruption", rebuilt(unknown_kind)),
+    Bad("enormous-tensor", "Corruption", rebuilt(enormous_axis)),
+    *(Bad(name, error, damage, referenced=True) for name, error, damage in (
+        ("reference-missing", "InvalidArgument", hint("base-9.safetensors")),
+        ("reference-unnamed", "InvalidArgument", hint("")),
+        ("reference-with-other-values", "InvalidArgument", hint(BASES[1])),
+        ("reference-without-tensor", "InvalidArgument", hint(BASES[2])),
+        ("reference-of-other-shape", "InvalidArgument", hint(BASES[3])),
+        ("reference-of-other-dtype", "InvalidArgument", hint(BASES[4])),
+        ("reference-digest", "InvalidArgument", changed(other_digest)),
+        ("reference-damaged", "Corruption", hint("truncated.safetensors")),
+        ("reference-itself", "Corruption", hint("reference-itself.safetensors")),
+        ("reference-circle-1", "Corruption", hint("reference-circle-2.safetensors")),
+        ("reference-circle-2", "Corruption", hint("reference-circle-1.safetensors")),
+        ("reference-in-a-folder", "Corruption", hint(f"../bad/{BASES[0]}")),
+        ("reference-above", "Corruption", hint("..")),
+        ("reference-twice", "Corruption", two_references),
+        ("predicted-without-reference", "Corruption", changed(without_reference)),
+        ("same-without-reference", "Corruption", changed(only_same)),
+        ("confidence-above", "Corruption", confidence(1)),
+        ("confidence-below", "Corruption", confidence(-9)),
+        ("order-with-a-number-twice", "Corruption", order(lambda numbers: numbers[:-1] + numbers[:1])),
+        ("order-of-another-length", "Corruption", order(lambda numbers: sorted(numbers)[:-1])),
+        ("order-that-does-not-exist", "Corruption", first_prediction(orders=Orders(2, 0))),
+    )),
+]
+
+
+def make_bases() -> list[dict[str, torch.Tensor]]:
+    """The reference of the referenced files, and four that differ: in values, by a tensor that is missing, in a shape, in a
+    dtype."""
+    g = torch.Generator().manual_seed(6)
+    base = {"a": torch.randn(12, 10, generator=g), "b": torch.randn(9, 12, generator=g), "same": torch.arange(20)}
+    return [base, base | {"a": torch.randn(12, 10, generator=g)}, {"a": base["a"], "same": base["same"]},
+            base | {"a": torch.randn(10, 12, generator=g)}, base | {"same": base["same"].int()}]
+
+
+def make_sound() -> dict[bool, bytes]:
+    """Sound files by whether they are referenced."""
+    g = torch.Generator().manual_seed(5)
+    coded = {"a": torch.randn(40, 50, generator=g), "b": torch.randn(30, 60, generator=g)}
+    base = make_bases()[0]
+    hidden = torch.randperm(12, generator=g)
+    a = base["a"][hidden] + 0.1 * torch.randn(12, 10, generator=g)
+    b = base["b"][:, hidden] + 0.1 * torch.randn(9, 12, generator=g)
+    a[:2] = torch.randn(2, 10, generator=g)
+    sound = BAD_FOLDER / "sound.safetensors"
+    nnc.compress(coded, sound, threads=1, step=1.0)
+    files = {False: sound.read_bytes()}
+    moved = {"a": a, "b": b, "same": base["same"]}
+    nnc.compress(moved, sound, threads=1, step=0.2, reference=BAD_FOLDER / BASES[0], overwrite=True)
+    files[True] = sound.read_bytes()
+    sound.unlink()
+    return files
+
+
+def write_bad(cases: list[Bad]) -> None:
+    for name, base in zip(BASES, make_bases()):
+        if not (BAD_FOLDER / name).exists():
+            nnc.compress(base, BAD_FOLDER / name, threads=1, step=0.5)
+    files = make_sound()
+    for case in cases:
+        damaged = case.damage(files[case.referenced])
+        if damaged == files[case.referenced]:
+            raise SystemExit(f"{case.name}: the damage changes nothing")
+        case.path.write_bytes(damaged)
+        origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__}
+        case.path.with_suffix(".json").write_text(json.dumps({"origin": origin, "error": case.error}, indent=1) + "\n")

@@ -1,0 +1,165 @@
+"""Sections 8 and 11 of the page: coded tensors and their values."""
+from __future__ import annotations
+
+import struct
+from itertools import accumulate
+
+import numpy as np
+
+from .checks import chained
+from .entropy import Coder, next_state
+from .notation import Bytes, Tensor, inflate, must
+from .records import Codes, Coding, Prediction, Record
+from .tables import ExplicitSet, root, scale_table, table_of
+
+# ---- 8. Coded tensors ------------------------------------------------------------------------------------------------
+
+def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests: list[int], permutations: list[list[int]],
+                base: Tensor | None) -> bytes:
+    """base: the tensor of the reference, of predicted records."""
+    coding, source = record.coding, Bytes(stored)
+    row, column, row_step, column_step = [
+        all_codes(source.take(codes.length), codes, count) for codes, count in (
+            (coding.row_codes, coding.rows), (coding.column_codes, coding.columns), (coding.row_steps, coding.rows),
+            (coding.column_steps, coding.columns))]
+    row_exponent = [coding.row_steps.unit * code for code in row_step]
+    column_exponent = [coding.column_steps.unit * code for code in column_step]
+    row_index = [None if code == -64 else code - drop(e) for code, e in zip(row, row_exponent)]
+    column_index = [None if code == -64 else code - drop(e) for code, e in zip(column, column_exponent)]
+    confidence = read_confidence(source, coding)
+    number = np.zeros((coding.rows, coding.columns), np.int64)  # what is multiplied by the step of the row
+    coded = np.zeros((coding.rows, coding.columns), bool)
+    lengths = iter(coding.lengths)
+    for top in range(0, coding.rows, coding.height):
+        for left in range(0, coding.columns, coding.width):
+            place = slice(top, top + coding.height), slice(left, left + coding.width)
+            digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row_index[place[0]], column_index[place[1]],
+                                      number[place], coded[place]))
+    if coding.follow:
+        row_exponent = [e + 16 * code for e, code in zip(row_exponent, row)]
+    plane = values(coding, row_exponent, column_exponent, number, coded)
+    plane = plane.T if coding.transposed else plane
+    if coding.prediction:
+        plane = add_prediction(plane, coding.prediction, confidence, permutations, base)
+    return rounded(plane, record.dtype)
+
+
+def drop(exponent: int) -> int:
+    return (exponent + 16) // 32
+
+
+def all_codes(data: bytes, codes: Codes, count: int) -> list[int]:
+    if codes.mode == 0:
+        return [0] * count
+    if codes.mode == 3:
+        out = list(struct.unpack(f"{count}b", inflate(data, count)))
+    else:
+        coder, table = Coder(data), scale_table(codes.spread)
+        out = [coder.symbol(table) - 128 for _ in range(count)]
+        coder.end()
+        if codes.mode == 2:
+            out = list(accumulate(out))
+    must(all(-64 <= code <= 64 for code in out), "a scale or step code out of range")
+    return out
+
+
+def read_confidence(source: Bytes, coding: Coding) -> list[int]:
+    """Codes of the rows of the plane that is not transposed; none without a prediction."""
+    if coding.prediction is None:
+        return []
+    codes = coding.prediction.confidence
+    out = all_codes(source.take(codes.length), codes, coding.columns if coding.transposed else coding.rows)
+    must(all(-8 <= code <= 0 for code in out), "a confidence code out of range")
+    return out
+
+
+def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int | None], column: list[int | None],
+               number: np.ndarray, coded: np.ndarray) -> int:
+    """row, column: what each adds to the scale index, None if its weights are not coded."""
+    coder, s, digest = Coder(data), 0, 0
+    for j in range(len(column)):
+        for i in range(len(row)):
+            if row[i] is None or column[j] is None:
+                continue
+            c = min(max(row[i] + coding.base + column[j], 1), 36)
+            q = s & 1
+            k = coder.level(table_of(coding.model, sets, 2 * c + (1 if coding.shift else q)))
+            if coding.shift:
+                k = (k << coding.shift) + coder.bits(coding.shift)
+            number[i, j], coded[i, j] = numerator(coding, k, q), True
+            s = next_state(coding.states, s, k & 1)
+            digest = chained(digest, k)
+    coder.end()
+    return digest
+
+
+# ---- 11. Values ------------------------------------------------------------------------------------------------------
+
+MANTISSAS = [root(1 << (2944 + j), 7) for j in range(128)]
+
+
+def numerator(coding: Coding, k: int, q: int) -> int:
+    if coding.labelling == 1:
+        return 2 * k - q * ((k > 0) - (k < 0))
+    return k if coding.states == 1 else 2 * k + q
+
+
+def power(k: np.ndarray) -> np.ndarray:
+    """2^(k / 128) cut to 24 bits, as float32."""
+    return np.ldexp(np.array(MANTISSAS, np.float32)[k % 128], (k // 128 - 23).astype(np.int32))
+
+
+def values(coding: Coding, row_exponent: list[int], column_exponent: list[int], number: np.ndarray,
+           coded: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):                                    # overflow to infinity is the rule
+        if coding.labelling == 2:                                      # weights that are not coded have level 0
+            exponent = number.astype(np.float32) * power(np.array(row_exponent, np.int64))[:, None]
+            must(bool(((-12801 < exponent) & (exponent < 12928)).all()), "a logarithmic exponent out of range")
+            plane = power(exponent.astype(np.int64)) * coding.step     # cut towards zero
+        else:
+            row_step = power(np.array(row_exponent, np.int64)) * coding.step
+            must(bool(np.isfinite(row_step).all()), "the step of a row is infinite")
+            column_step = power(np.array(column_exponent, np.int64))
+            plane = np.where(coded, number.astype(np.float32) * row_step[:, None] * column_step, np.float32(0))
+    must(bool(np.isfinite(plane).all()), "an infinite value")
+    return plane
+
+
+def order_of(number: int, permutations: list[list[int]], size: int) -> list[int]:
+    """Of an axis of `size` entries; a permutation of fewer numbers moves groups of neighbours."""
+    if number == 0:
+        return list(range(size))
+    order = permutations[number - 1]
+    group = size // len(order)
+    return [group * order[i // group] + i % group for i in range(size)]
+
+
+def float_plane(tensor: Tensor, rows: int, columns: int) -> np.ndarray:
+    dtype, _, data = tensor
+    if dtype == "bfloat16":
+        flat = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        flat = np.frombuffer(data, {"float32": "<f4", "float16": "<f2"}[dtype]).astype(np.float32)
+    return flat.reshape(rows, columns)
+
+
+def add_prediction(plane: np.ndarray, prediction: Prediction, codes: list[int], permutations: list[list[int]],
+                   base: Tensor) -> np.ndarray:
+    rows, columns = plane.shape
+    moved = float_plane(base, rows, columns)[order_of(prediction.row_order, permutations, rows)]
+    moved = moved[:, order_of(prediction.column_order, permutations, columns)]
+    confidence = np.array([8 + code for code in codes], np.float32) / np.float32(8)
+    with np.errstate(all="ignore"):                                    # what the reference holds that is not finite stays so
+        plane = plane + confidence[:, None] * moved
+    must(bool(np.isfinite(plane).all()), "an infinite value")
+    return plane
+
+
+def rounded(plane: np.ndarray, dtype: str) -> bytes:
+    if dtype == "float32":
+        return plane.astype("<f4").tobytes()
+    if dtype == "float16":
+        return np.clip(plane, np.float32(-65504), np.float32(65504)).astype("<f2").tobytes()
+    most = np.array([0x7F7F0000], np.uint32).view(np.float32)[0]
+    bits = np.clip(plane, -most, most).astype("<f4").view("<u4").astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()  # the upper half, ties to the even one

@@ -1,0 +1,183 @@
+"""Section 5 of the page: the records of all tensors."""
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from .notation import DTYPES, Bytes, must
+
+PLAIN, EXACT, CONSTANT, ALIAS, CODED, SAME, PREDICTED = range(7)
+REFERENCE = 4                                                          # a filter
+STATES = (1, 4, 8, 16, 32, 64, 128, 256)
+UNITS = (64, 32, 16, 8, 4)
+
+
+@dataclass
+class Codes:
+    """Scale codes, step codes or confidence codes; unit: of a step code, in 1/128 octave."""
+    mode: int
+    spread: int
+    length: int
+    unit: int = 0
+
+
+@dataclass
+class Prediction:
+    """What a predicted record says beyond a coded one; row_order, column_order: 0 or 1 + number of a permutation."""
+    row_order: int
+    column_order: int
+    confidence: Codes
+
+
+@dataclass
+class Coding:
+    """What a coded record says beyond name and shape; rows and columns: of the plane, after it was transposed."""
+    transposed: int
+    follow: int
+    labelling: int
+    split: int
+    states: int
+    shift: int
+    step: np.float32
+    model: int
+    base: int
+    row_codes: Codes
+    column_codes: Codes
+    row_steps: Codes
+    column_steps: Codes
+    prediction: Prediction | None
+    rows: int
+    columns: int
+    height: int
+    width: int
+    lengths: list[int]                                                 # of the streams
+
+
+@dataclass
+class Record:
+    name: str
+    kind: int
+    dtype: str
+    size: int                                                          # bytes of an element
+    shape: tuple[int, ...]
+    filter: int = 0
+    value: bytes = b""
+    target: int = 0
+    tied: bool = False
+    stored: int = 0
+    coding: Coding | None = None
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def referenced(self) -> bool:
+        return self.kind in (SAME, PREDICTED) or (self.kind == EXACT and self.filter == REFERENCE)
+
+
+def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]] | None) -> Record:
+    """permutations: of the reference, None if there is none."""
+    name = lanes["names"].block(4096).decode("utf-8")
+    byte = lanes["kinds"].byte()
+    kind, dtype = byte >> 5, byte & 31
+    must(kind <= PREDICTED and dtype < len(DTYPES), "an unknown kind or dtype")
+    axes = lanes["shapes"].byte()
+    must(axes <= 15, "too many axes")
+    shape = tuple(lanes["shapes"].varint(1 << 40) for _ in range(axes))
+    must(math.prod(axis for axis in shape if axis) <= 1 << 40, "too many elements")
+    record = Record(name, kind, DTYPES[dtype].name, DTYPES[dtype].size, shape)
+    if kind == PLAIN:
+        must(DTYPES[dtype].container != "", "a plain tensor of a dtype that a container does not have")
+        record.stored = record.elements * record.size
+    elif kind == EXACT:
+        record.filter = lanes["values"].byte()
+        must(record.filter <= 4, "an unknown filter")
+        must(record.filter < 3 or record.size <= 8, "differences of wide elements")
+        record.stored = lanes["lengths"].varint(1 << 43)
+    elif kind == CONSTANT:
+        record.value = lanes["values"].take(record.size)
+    elif kind == ALIAS:
+        value = lanes["values"].varint(1 << 25)
+        record.target, record.tied = value >> 1, value & 1 == 1
+    elif kind in (CODED, PREDICTED):
+        must(dtype <= 2 and record.elements >= 1, "a coded tensor without elements or of another dtype")
+        must(kind == CODED or permutations is not None, "a predicted tensor in a file without a reference")
+        record.coding = coding = read_coding(lanes, shape, sets, permutations if kind == PREDICTED else None)
+        codes = [coding.row_codes, coding.column_codes, coding.row_steps, coding.column_steps]
+        codes += [coding.prediction.confidence] if coding.prediction else []
+        record.stored = sum(c.length for c in codes) + sum(coding.lengths)
+    must(not record.referenced or permutations is not None, "a referenced tensor in a file without a reference")
+    return record
+
+
+def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, permutations: list[list[int]] | None) -> Coding:
+    """permutations: of the reference, None if the record is not predicted."""
+    recipe = lanes["recipes"].byte()
+    transposed, follow, labelling, split = recipe >> 7, recipe >> 6 & 1, recipe >> 4 & 3, recipe & 15
+    must(labelling <= 2 and split <= len(shape), "an illegal recipe")
+    quantizer = lanes["quantizers"].byte()
+    states, shift = STATES[quantizer >> 5], quantizer & 31
+    must(shift <= 16, "too many bypass bits")
+    must(labelling != 1 or states > 1, "the sign-symmetric labelling needs states")
+    must(labelling != 2 or (states == 1 and follow == 0 and transposed == 0 and math.prod(shape) <= 1 << 20),
+         "what the logarithmic labelling does not go with")
+    lower, upper = lanes["fine"].take(2), lanes["steps"].take(2)
+    step = np.float32(struct.unpack("<f", lower + upper)[0])
+    must(bool(np.isfinite(step)) and step > 0, "a step that is not positive and finite")
+    model, base = lanes["models"].byte(), lanes["bases"].byte()
+    must(model < 8 + sets, "an entropy model that does not exist")
+    must(base <= 36, "a base that is too large")
+    lanes["noises"].byte()
+    row_codes, column_codes = read_codes(lanes), read_codes(lanes)
+    row_steps, column_steps = read_steps(lanes), read_steps(lanes)
+    must(labelling != 2 or column_steps.mode == 0, "column steps on the logarithmic grid")
+    rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
+    prediction = None if permutations is None else read_prediction(lanes, rows, columns, permutations)
+    must(labelling != 2 or prediction is None, "a prediction on the logarithmic grid")
+    if transposed:
+        rows, columns = columns, rows
+    height = lanes["grids"].varint(rows)
+    width = lanes["grids"].varint(columns) if height else columns
+    must(width >= 1, "a CTU without columns")
+    height = height or rows
+    ctus = -(-rows // height) * -(-columns // width)
+    must(ctus == 1 or height * width >= 1 << 12, "several CTUs that are too small")
+    lengths = [lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
+    return Coding(transposed, follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, row_steps,
+                  column_steps, prediction, rows, columns, height, width, lengths)
+
+
+def read_codes(lanes: dict[str, Bytes]) -> Codes:
+    mode, spread = divmod(lanes["codes"].byte(), 24)
+    must(mode <= 3, "an unknown mode of scale codes")
+    return Codes(mode, spread, lanes["lengths"].varint(1 << 43) if mode else 0)
+
+
+def read_steps(lanes: dict[str, Bytes]) -> Codes:
+    codes = read_codes(lanes)
+    if codes.mode:
+        unit = lanes["codes"].byte()
+        must(unit < len(UNITS), "an unknown unit of step codes")
+        codes.unit = UNITS[unit]
+    return codes
+
+
+def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, permutations: list[list[int]]) -> Prediction:
+    """rows, columns: of the plane that is not transposed."""
+    numbers = []
+    for size in (rows, columns):
+        numbers.append(lanes["predictions"].varint(len(permutations)))
+        must(numbers[-1] == 0 or size % len(permutations[numbers[-1] - 1]) == 0, "a permutation that does not divide its axis")
+    return Prediction(*numbers, read_codes(lanes))
+
+
+def check_alias(records: list[Record], index: int, record: Record) -> None:
+    if record.kind == ALIAS:
+        must(record.target < len(records) and record.target != index, "an alias to nothing or itself")
+        target = records[record.target]
+        must(target.kind != ALIAS and (target.dtype, target.shape) == (record.dtype, record.shape),
+             "an alias to an alias or to another dtype or shape")
