@@ -54,8 +54,7 @@ class EncodedTensor:
     """record: for the directory; data: its bytes in the unit; digests: of its streams; content: CRC-32 of the bytes of the tensor
     it decodes to.
 
-    error, energy: sums of squared errors and of squared weights; side: bytes of `data` that are codes of scales and steps;
-    loss: as predicted from calibration, None without."""
+    error, energy: sums of squared errors and of squared weights; loss: as predicted from calibration, None without."""
 
     record: Record
     data: bytes
@@ -63,7 +62,6 @@ class EncodedTensor:
     content: int
     error: float = 0.0
     energy: float = 0.0
-    side: int = 0
     loss: float | None = None
 
 
@@ -125,7 +123,11 @@ def encode_coded(
     """
     split, plane = make_plane(tensor)
     step = float(np.float32(step))
-    return _or_exact(name, tensor, _encode_plane(name, tensor, Job(plane, split, step, step, follow, None, sensitivity), powers, search, bank, pool))
+    return _or_exact(
+        name,
+        tensor,
+        _encode_plane(name, tensor, Job(plane, split, step, step, follow, None, sensitivity), powers, search, bank, pool),
+    )
 
 
 def encode_calibrated(
@@ -209,7 +211,9 @@ class Job:
     @property
     def fed(self) -> bool:
         """Whether errors are fed back."""
-        return bool(self.feedback and self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size))
+        return bool(
+            self.feedback and self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size)
+        )
 
     @property
     def statistics(self) -> TensorStatistics:
@@ -254,7 +258,9 @@ def _encode_plane(
     for number in range(passes):
         bits = np.roll(level_bits(bank, model), -2 * offset, axis=0)
         if not job.fed:
-            levels = list(run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles))
+            levels = list(
+                run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles)
+            )
         else:
             levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, job.sensitivity, run)
             if job.price is not None and number == passes - 1:
@@ -317,7 +323,7 @@ def _encode_plane(
     largest = torch.finfo(tensor.dtype).max
     final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)
     content = checksum(tensor_bytes(final))
-    return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, len(side), loss)
+    return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, loss)
 
 
 def count_noise(error: float, energy: float) -> int:

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("container", "decoder", "rdo", "sensitivity"),
     ("feedback", "substitution"),
     ("encoder", "allocate", "restoration"),
-    ("assembly", "plan", "inspection", "rescaling"),
+    ("assembly", "plan", "inspection"),
     ("encoding",),
     ("targets", "tuning"),
     ("compression",),

@@ -1,4 +1,5 @@
 """`nnc compress`: from a checkpoint to a compressed one."""
+
 from __future__ import annotations
 
 import time
@@ -54,28 +55,52 @@ def add_parsers(commands: _SubParsersAction) -> None:
     group = parser.add_argument_group("target (one of them; default: --snr 25, about 4 bits per weight)")
     group = group.add_mutually_exclusive_group()
     group.add_argument("--bits", type=float, metavar="B", help="bits per weight: bits of all files / number of weights")
-    group.add_argument("--size", type=parse_size, metavar="BYTES",
-                       help="bytes of all files at most: 50000, 500kB, 2MB (powers of 1000), 1.5MiB (of 1024)")
-    group.add_argument("--snr", type=float, metavar="DB",
-                       help="signal to noise ratio over all quantized weights, in dB; 6.02 dB more take about 1 bit per weight")
+    group.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="BYTES",
+        help="bytes of all files at most: 50000, 500kB, 2MB (powers of 1000), 1.5MiB (of 1024)",
+    )
+    group.add_argument(
+        "--snr",
+        type=float,
+        metavar="DB",
+        help="signal to noise ratio over all quantized weights, in dB; 6.02 dB more take about 1 bit per weight",
+    )
     group.add_argument("--step", type=float, metavar="S", help="one quantization step for all tensors, in units of the weights")
-    group.add_argument("--kl", type=float, metavar="X",
-                       help="divergence from the original's output: KL in nats per prediction, 1 - cosine or mean squared error; needs "
-                            "--data or --statistics")
+    group.add_argument(
+        "--kl",
+        type=float,
+        metavar="X",
+        help="divergence from the original's output: KL in nats per prediction, 1 - cosine or mean squared error; needs "
+        "--data or --statistics",
+    )
     add_encoding(parser)
     group = parser.add_argument_group("calibration")
     add_data(group)
-    group.add_argument("--statistics", metavar="FILE",
-                       help="from nnc calibrate, of the same network; with --data a file that is written if it is not there")
-    group.add_argument("--tune", action="store_true",
-                       help="also tune, on the data, what is not quantized: biases, norms, gains of outputs; kept if it helps")
-    group.add_argument("--substitution", metavar="NAME",
-                       help="what is coded in place of the weights: feedback of errors (the default), gradient (a search by gradients "
-                            "after that: slow, for a few tenths of a percent) or none")
+    group.add_argument(
+        "--statistics",
+        metavar="FILE",
+        help="from nnc calibrate, of the same network; with --data a file that is written if it is not there",
+    )
+    group.add_argument(
+        "--tune",
+        action="store_true",
+        help="also tune, on the data, what is not quantized: biases, norms, running statistics; kept if it helps",
+    )
+    group.add_argument(
+        "--substitution",
+        metavar="NAME",
+        help="what is coded in place of the weights: feedback of errors (the default), gradient (a search by gradients "
+        "after that: slow, for a few tenths of a percent) or none",
+    )
     group = parser.add_argument_group("input and output")
-    group.add_argument("--weights-key", metavar="KEY",
-                       help="dotted key of the state dict in a torch file, such as model.ema; '' is the top level "
-                            "(needed only if tensors stand in several places)")
+    group.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="dotted key of the state dict in a torch file, such as model.ema; '' is the top level "
+        "(needed only if tensors stand in several places)",
+    )
     group.add_argument("--shard-size", type=parse_size, metavar="BYTES", help="bytes per file at most in a folder (default 5GB)")
     add_threads(group)
     add_overwrite(group)
@@ -89,27 +114,60 @@ def run_compress(arguments: Namespace) -> Result:
         raise InvalidArgument(f"--shard-size splits a folder, {arguments.output} is one file: leave it out or name a folder")
     start = time.perf_counter()
     with show_progress(arguments, "B" if arguments.data is None and arguments.task is None else "") as progress:
-        summary = compress(arguments.source, arguments.output, bits=arguments.bits, size=arguments.size, snr=arguments.snr,
-                           step=arguments.step, kl=arguments.kl, **data_of(arguments), statistics=arguments.statistics,
-                           tune=arguments.tune, substitution=arguments.substitution, effort=arguments.effort, **encoding_of(arguments),
-                           shard_bytes=arguments.shard_size, weights_key=arguments.weights_key, threads=arguments.threads,
-                           overwrite=arguments.overwrite, progress=progress)
+        summary = compress(
+            arguments.source,
+            arguments.output,
+            bits=arguments.bits,
+            size=arguments.size,
+            snr=arguments.snr,
+            step=arguments.step,
+            kl=arguments.kl,
+            **data_of(arguments),
+            statistics=arguments.statistics,
+            tune=arguments.tune,
+            substitution=arguments.substitution,
+            effort=arguments.effort,
+            **encoding_of(arguments),
+            shard_bytes=arguments.shard_size,
+            weights_key=arguments.weights_key,
+            threads=arguments.threads,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
     return _describe(arguments, summary, time.perf_counter() - start)
 
 
 def _describe(arguments: Namespace, summary: Summary, seconds: float) -> Result:
     before, after = summary.original_bytes, summary.file_bytes
-    data = {"source": arguments.source, "output": arguments.output, "files": [str(path) for path in summary.files],
-            "original_bytes": before, "file_bytes": after, "ratio": before / max(1, after), "parameters": summary.parameters,
-            "tensors": summary.tensors, "bits_per_weight": summary.bits_per_weight, "snr_db": finite(summary.snr),
-            "factor": summary.factor, "kept_exact": list(summary.kept), "left_out": list(summary.left_out),
-            "kind": getattr(summary, "kind", None), "calibrated_on": getattr(summary, "data", None),
-            "predicted_divergence": finite(summary.loss), "measured_divergence": finite(summary.measured),
-            "unseen": list(summary.unseen), "notes": list(getattr(summary, "notes", ())), "seconds": seconds}
-    pairs = [("source", printable(arguments.source)), ("output", place(arguments.output, len(summary.files))),
-             ("bytes", reduction(before, after)),
-             ("bits/weight", f"{summary.bits_per_weight:.3f} ({summary.parameters:,} weights, {summary.tensors:,} tensors)"),
-             ("weights SNR", f"{summary.snr:.2f} dB" if isfinite(summary.snr) else "no error")]
+    data = {
+        "source": arguments.source,
+        "output": arguments.output,
+        "files": [str(path) for path in summary.files],
+        "original_bytes": before,
+        "file_bytes": after,
+        "ratio": before / max(1, after),
+        "parameters": summary.parameters,
+        "tensors": summary.tensors,
+        "bits_per_weight": summary.bits_per_weight,
+        "snr_db": finite(summary.snr),
+        "factor": summary.factor,
+        "kept_exact": list(summary.kept),
+        "left_out": list(summary.left_out),
+        "kind": getattr(summary, "kind", None),
+        "calibrated_on": getattr(summary, "data", None),
+        "predicted_divergence": finite(summary.loss),
+        "measured_divergence": finite(summary.measured),
+        "unseen": list(summary.unseen),
+        "notes": list(getattr(summary, "notes", ())),
+        "seconds": seconds,
+    }
+    pairs = [
+        ("source", printable(arguments.source)),
+        ("output", place(arguments.output, len(summary.files))),
+        ("bytes", reduction(before, after)),
+        ("bits/weight", f"{summary.bits_per_weight:.3f} ({summary.parameters:,} weights, {summary.tensors:,} tensors)"),
+        ("weights SNR", f"{summary.snr:.2f} dB" if isfinite(summary.snr) else "no error"),
+    ]
     pairs += _describe_calibration(summary)
     if summary.kept:
         pairs.append(("kept exact", f"{len(summary.kept)} for NaN or Inf: {listed(summary.kept)}"))
@@ -124,8 +182,10 @@ def _describe_calibration(summary: Summary) -> list[tuple[str, str]]:
         return []
     unit = DIVERGENCES[summary.kind]
     samples = f", {summary.samples:,} samples" if summary.samples else ""
-    pairs = [("calibrated", f"{printable(summary.data)}{samples}, outputs of kind {summary.kind}"),
-             ("predicted", f"{summary.loss:.4g} {unit}")]
+    pairs = [
+        ("calibrated", f"{printable(summary.data)}{samples}, outputs of kind {summary.kind}"),
+        ("predicted", f"{summary.loss:.4g} {unit}"),
+    ]
     if summary.measured is not None:
         pairs.append(("measured", f"{summary.measured:.4g} {unit}, on {summary.held_back:,} batches held back"))
     if summary.unseen:
