@@ -117,7 +117,6 @@ def test_errors():
         gather(mlp(), iter(x), "logits")
     for wrong in (
         dict(kind="image"),
-        dict(focus=2),
         dict(draws=0),
         dict(memory=0),
         dict(temperature=0),
