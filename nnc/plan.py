@@ -76,7 +76,9 @@ def plan_tensors(
     seen: dict[tuple, str] = {}
     plans = []
     surveys = workers.map(
-        lambda spec: _survey(checkpoint, spec, asked, most, statistics), checkpoint.specs, [spec.numel for spec in checkpoint.specs]
+        lambda spec: _survey(checkpoint, spec, asked, most, statistics),
+        checkpoint.specs,
+        [spec.numel for spec in checkpoint.specs],
     )
     for spec, (key, plan) in zip(checkpoint.specs, surveys):
         key = key and (*key, plan.treatment, plan.factor)  # equal tensors that are asked for at different quality stay apart
@@ -130,9 +132,7 @@ def _survey(
     return key, Plan(spec, "coded", factor, rms=powers.rms, powers=powers, sample=sample)
 
 
-def _sensitivity(
-    spec: TensorSpec, shape: tuple[int, int], factor: float, statistics: Statistics | None
-) -> Sensitivity | None:
+def _sensitivity(spec: TensorSpec, shape: tuple[int, int], factor: float, statistics: Statistics | None) -> Sensitivity | None:
     """What calibration says of a tensor, its steps times the factor of a rule; None where it says nothing."""
     found = statistics.tensors.get(spec.name) if statistics else None
     if found is None:

@@ -1,4 +1,5 @@
 """File names: which suffix means which form, where an output may go, which relative names of a foreign file are safe."""
+
 from __future__ import annotations
 
 import os
@@ -29,8 +30,15 @@ def check_side_name(name: str) -> PurePosixPath:
     leave the folder."""
     path = PurePosixPath(name)
     # A backslash, a drive or a colon means something else on Windows than here.
-    if not name or path.is_absolute() or ".." in path.parts or not path.parts or PureWindowsPath(name).drive \
-            or "\\" in name or "\0" in name:
+    if (
+        not name
+        or path.is_absolute()
+        or ".." in path.parts
+        or not path.parts
+        or PureWindowsPath(name).drive
+        or "\\" in name
+        or "\0" in name
+    ):
         raise Corruption(f"file name {name!r} is not a plain relative path")
     return path
 

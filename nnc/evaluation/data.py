@@ -1,4 +1,5 @@
 """Data files of tasks: arrays from .npy/.npz, sentence pairs from .tsv/.csv, text.  Every defect is a one-line error."""
+
 from __future__ import annotations
 
 import csv
@@ -61,8 +62,9 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"data file {file}: byte {error.start} is not UTF-8 text; token ids need the ending "
-                              ".npy or .npz") from error
+        raise InvalidArgument(
+            f"data file {file}: byte {error.start} is not UTF-8 text; token ids need the ending .npy or .npz"
+        ) from error
     if not text.strip():
         raise InsufficientData(f"data file {file}: no text in it")
     return text
@@ -85,8 +87,9 @@ def read_pairs(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarra
     kept: list[list[str]] = []
     for number, row in enumerate(rows):
         if len(row) != 3:
-            raise InvalidArgument(f"data file {file}: row {number + 1} has {len(row)} columns, must have 3: "
-                                  "sentence, sentence, score")
+            raise InvalidArgument(
+                f"data file {file}: row {number + 1} has {len(row)} columns, must have 3: sentence, sentence, score"
+            )
         try:
             score = float(row[2])
         except ValueError as error:

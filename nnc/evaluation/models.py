@@ -1,4 +1,5 @@
 """Networks to run: weights from a checkpoint, put into the module that the user names or that a Hugging Face folder describes."""
+
 from __future__ import annotations
 
 import copy
@@ -22,8 +23,9 @@ Builder = str | nn.Module | Callable[[], nn.Module]
 UNKNOWN = "no config.json beside the weights; say what to build with model='path/to/file.py:function'"
 
 
-def open_network(source: Source, model: Builder | None = None,
-                 folder: str | os.PathLike | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+def open_network(
+    source: Source, model: Builder | None = None, folder: str | os.PathLike | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
     """The network with the weights of `source`, and notes on what had to be bridged to load them.
 
     source   an nn.Module, returned as it is; or a state dict, a compressed or an original checkpoint
@@ -99,10 +101,11 @@ def fit(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     tied = [name for name in missing if (own[name].data_ptr(), own[name].shape) in present]
     if tied:
         notes.append(f"tied to other tensors: {some(tied)}")
-    check_keys([name for name in missing if name not in counters and name not in tied],
-               [name for name in state if name not in own],
-               [(name, value.shape, own[name].shape) for name, value in state.items()
-                if name in own and value.shape != own[name].shape])
+    check_keys(
+        [name for name in missing if name not in counters and name not in tied],
+        [name for name in state if name not in own],
+        [(name, value.shape, own[name].shape) for name, value in state.items() if name in own and value.shape != own[name].shape],
+    )
     module.load_state_dict(dict(state), strict=False)
     return tuple(notes)
 
