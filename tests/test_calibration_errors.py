@@ -64,7 +64,7 @@ def test_damaged_files(tmp_path):
     data = file.read_bytes()
     for length in (0, 7, 100, len(data) - 1):
         file.write_bytes(data[:length])
-        with pytest.raises(Corruption, match="gather anew"):
+        with pytest.raises(Corruption, match="calibrate anew, to another file"):
             Statistics.load(file)
     file.write_bytes(data.replace(b'"nnc statistics"', b'"nnc statistixx"'))
     with pytest.raises(InvalidArgument, match="not a file of statistics"):

@@ -5,7 +5,7 @@ form of the destination, `atomic_output` makes any output appear complete or not
 """
 
 from nnc.checkpoint.output import atomic_output
-from nnc.checkpoint.paths import check_destination, check_side_name
+from nnc.checkpoint.paths import check_destination, check_parent, check_side_name
 from nnc.checkpoint.read import Checkpoint, open_checkpoint
 from nnc.checkpoint.spec import Origin, TensorSpec
 from nnc.checkpoint.write import write_checkpoint
@@ -16,6 +16,7 @@ __all__ = [
     "TensorSpec",
     "atomic_output",
     "check_destination",
+    "check_parent",
     "check_side_name",
     "open_checkpoint",
     "write_checkpoint",

@@ -43,8 +43,18 @@ def check_side_name(name: str) -> PurePosixPath:
     return path
 
 
+def check_parent(destination: str | os.PathLike[str]) -> None:
+    """Refuse an output whose folder does not exist or must not be written to. Errors: InvalidArgument."""
+    folder = Path(destination).absolute().parent
+    with os_errors(folder):
+        if not folder.is_dir():
+            raise InvalidArgument(f"{destination}: folder {folder} does not exist; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InvalidArgument(f"{destination}: folder {folder} must not be written to; choose another")
+
+
 def check_destination(source: str | os.PathLike[str] | None, destination: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuse an output that exists (unless `overwrite`), has no parent folder, or overlaps its own source.
+    """Refuse an output that exists (unless `overwrite`), overlaps its own source, or is where nothing can be written.
 
     `source` is a file, a folder, or None for a live module. Errors: InvalidArgument.
     """
@@ -55,8 +65,7 @@ def check_destination(source: str | os.PathLike[str] | None, destination: str | 
             raise InvalidArgument(f"{destination} has no name of its own; name the output file or folder")
         if os.path.lexists(destination) and not overwrite:
             raise InvalidArgument(f"{destination} exists; pass overwrite=True / --overwrite")
-        if not place.parent.is_dir():
-            raise InvalidArgument(f"{destination}: folder {place.parent} does not exist; make it first")
+        check_parent(destination)
         if source is None:
             return
         target, origin = place.parent.resolve() / place.name, Path(source).resolve()

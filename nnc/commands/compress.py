@@ -19,6 +19,7 @@ from .options import (
     add_threads,
     data_of,
     encoding_of,
+    parse_path,
     parse_size,
 )
 from .output import DIVERGENCES, Result, finite, lines_of, listed, place, printable, reduction
@@ -50,7 +51,7 @@ examples:
 
 def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "compress", "compress a checkpoint", ABOUT, run_compress)
-    parser.add_argument("source", metavar="SOURCE", help="checkpoint to compress: folder or file")
+    parser.add_argument("source", type=parse_path, metavar="SOURCE", help="checkpoint to compress: folder or file")
     add_output(parser, "where to write: a name that ends in .safetensors, or a folder")
     group = parser.add_argument_group("target (one of them; default: --snr 25, about 4 bits per weight)")
     group = group.add_mutually_exclusive_group()
@@ -80,6 +81,7 @@ def add_parsers(commands: _SubParsersAction) -> None:
     add_data(group)
     group.add_argument(
         "--statistics",
+        type=parse_path,
         metavar="FILE",
         help="from nnc calibrate, of the same network; with --data a file that is written if it is not there",
     )

@@ -61,7 +61,7 @@ def add_command(
 
 
 def add_output(parser: _ActionsContainer, what: str, metavar: str = "OUT", required: bool = True) -> None:
-    parser.add_argument("-o", "--output", metavar=metavar, required=required, help=what)
+    parser.add_argument("-o", "--output", type=parse_path, metavar=metavar, required=required, help=what)
 
 
 def add_overwrite(parser: _ActionsContainer) -> None:
@@ -126,6 +126,7 @@ def add_data(parser: _ActionsContainer, required: bool = False) -> None:
     parser.add_argument(
         "-d",
         "--data",
+        type=parse_path,
         metavar="DATA",
         required=required,
         help="images, other numbers or token ids (.npz, .npy), sentence pairs (.tsv, .csv), text (any other file), a "
@@ -220,6 +221,13 @@ def parse_size(text: str) -> int:
     if not 1 <= size <= MOST_BYTES:
         raise ArgumentTypeError(f"{text!r} is {size} bytes: must be 1 to {MOST_BYTES}")
     return size
+
+
+def parse_path(text: str) -> str:
+    """A name that is not empty: that would be the current folder."""
+    if not text.strip():
+        raise ArgumentTypeError("the name is empty: write that of a file or a folder")
+    return text
 
 
 def parse_rates(text: str) -> list[float]:

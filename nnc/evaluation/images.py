@@ -107,7 +107,8 @@ def read_classification(
 def _arrange(images: np.ndarray, name: str) -> Tensor:
     """Float32, channels second."""
     if images.dtype != np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(images, np.float32))
+        with np.errstate(over="ignore"):  # Inf is told of where it is met
+            return torch.from_numpy(np.ascontiguousarray(images, np.float32))
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[3] in CHANNELS:
