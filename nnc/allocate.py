@@ -43,7 +43,7 @@ SAMPLES = 1 << 22  # ... and over all tensors
 MOST_SPACING = 2.4  # distance of the values of one quantizer, of the rms: half a bit is left; beyond, a tensor is soon all zeros
 LEAST_RMS = 1e-30  # of a residual
 VECTOR_STEP = 1 / 128  # of the rms, for biases and the like ...
-FINEST_VECTOR_STEP = 1 / 512  # ... and at most this fine, eleven bits, unless the weights are finer still
+FINEST_VECTOR_STEP = 1 / 512  # ... and at most this fine: eleven bits
 
 
 def relative_step(rms: float, weights: int) -> float:
@@ -180,4 +180,4 @@ def vector_step(rms: float, typical: float) -> float:
     """Step of a tensor with one long axis: fine enough not to matter, finer when the weights are; `typical`: step / rms of the
     weights.
     """
-    return rms * max(min(VECTOR_STEP, typical / 4), min(FINEST_VECTOR_STEP, typical))
+    return rms * max(min(VECTOR_STEP, typical / 4), FINEST_VECTOR_STEP)

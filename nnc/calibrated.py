@@ -23,7 +23,7 @@ from . import compression
 from .archive import ReferenceSource
 from .calibration.gather import gather
 from .calibration.statistics import Statistics
-from .checkpoint import check_destination, open_checkpoint
+from .checkpoint import check_parent, open_checkpoint
 from .compression import Summary
 from .config import Config, make_config
 from .distillation import distill
@@ -32,6 +32,8 @@ from .evaluation.matching import WEIGHTS, match_statistics, sign_statistics, wei
 from .evaluation.models import Builder, Source, fit, open_network, pretrained_folder
 from .evaluation.pretrained import first_line
 from .evaluation.reference import Reference
+from .evaluation.runner import FAILURES
+from .plan import check_tensors
 from .sources import Inputs, make_inputs
 
 Progress = Callable[[int, int, str], None]
@@ -78,8 +80,8 @@ class Opened:
 
     def gather(self, file: str | os.PathLike | None) -> Statistics:
         """The statistics of the network, signed; kept in the file."""
-        if file is not None and Path(file).is_dir():
-            raise InvalidArgument(f"{file} is a folder; statistics are one .safetensors file")
+        if file is not None and not Path(file).exists():
+            check_parent(file)
         statistics = gather(
             self.network,
             self.inputs.calibration.batches(),
@@ -106,7 +108,7 @@ class Opened:
                 return call(*arguments)
             except NncError:
                 raise
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            except FAILURES as error:
                 raise InvalidArgument(
                     f"{self.inputs.name}: the model does not run on all of it ({first_line(error)}); check that data and model belong together"
                 ) from error
@@ -239,6 +241,7 @@ def compress(
         progress=progress,
         **options,
     )
+    _check_apart(statistics, destination)
     if data is None and task is None:
         _refuse_leftovers(tune=tune or None, model=model, data_options=data_options or None, kind=kind, samples=samples)
         if statistics is None:
@@ -246,7 +249,10 @@ def compress(
         known = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
         summary = compression.compress(source, destination, statistics=_matched(known, source, weights_key), **plain)
         return _extended(summary, known, "statistics" if isinstance(statistics, Statistics) else str(statistics))
-    _check_early(source, destination, overwrite, make_config(config, tuple(rules), **options))
+    asked = make_config(config, tuple(rules), **options)
+    compression.check_request(source, Path(destination), asked, threads, overwrite, True)
+    with open_checkpoint(source, weights_key) as checkpoint:
+        check_tensors(checkpoint, asked)
     request = Request(data, model, task, data_options, kind, samples, seed, memory, draws, weights_key, progress)
     opened = open_inputs(source, request)
     inputs = opened.inputs
@@ -298,11 +304,10 @@ def _matched(statistics: Statistics, source: Source, weights_key: str | None) ->
         return match_statistics(statistics, weights_of(checkpoint), label)
 
 
-def _check_early(source: Source, destination: str | os.PathLike, overwrite: bool, asked: Config) -> None:
-    """What would only be refused once calibration is done."""
-    check_destination(Path(source) if isinstance(source, (str, os.PathLike)) else None, Path(destination), overwrite)
-    if asked.target[0] == "step":
-        raise InvalidArgument("one step for all tensors leaves nothing to calibration: leave out step, or data and statistics")
+def _check_apart(statistics: object, destination: str | os.PathLike) -> None:
+    """Refuse a file of statistics that the output would replace."""
+    if isinstance(statistics, (str, os.PathLike)) and Path(statistics).resolve().is_relative_to(Path(destination).resolve()):
+        raise InvalidArgument(f"the output {destination} would replace the statistics {statistics}; name another file")
 
 
 def _refuse_leftovers(**given: object) -> None:

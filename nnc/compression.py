@@ -20,7 +20,7 @@ from .calibration.statistics import Statistics
 from .checkpoint import Checkpoint, atomic_output, check_destination, open_checkpoint
 from .coder import checksum
 from .config import Config, make_config
-from .container import FILE_NAME, INDEX_NAME
+from .container import FILE_NAME, INDEX_NAME, is_compressed
 from .decoder import ReferenceReader
 from .directory import MAX_HINT
 from .encoded import EncodedTensor, tensor_bytes
@@ -93,22 +93,10 @@ def compress(
     Raises InvalidArgument, Unsupported, Corruption or InsufficientData; nothing is left behind then.
     """
     asked = make_config(config, tuple(rules), **options)
-    threads = check_threads(threads)
     statistics = Statistics.load(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
-    if asked.target[0] == "kl" and statistics is None:
-        raise InvalidArgument(f"kl = {asked.kl:g} is predicted from calibration: give data or statistics, or ask for bits or snr")
-    if asked.substitution != "feedback" and statistics is None:
-        raise InvalidArgument(f"substitution {asked.substitution} needs calibration: give data or statistics, or leave it out")
-    if asked.target[0] == "step" and statistics is not None:
-        raise InvalidArgument("one step for all tensors leaves nothing to calibration: leave out step, or data and statistics")
     destination = Path(destination)
-    folder = destination.suffix != ".safetensors"
-    if folder and destination.suffix in (".pt", ".pth", ".bin", ".th", ".nnc"):
-        raise InvalidArgument(f"{destination}: a compressed checkpoint is a .safetensors file or a folder: choose such a name")
-    path = Path(source) if isinstance(source, (str, os.PathLike)) else None
-    check_destination(path, destination, overwrite)
-    if asked.shard_bytes is not None and not folder:
-        raise InvalidArgument(f"shard_bytes splits a folder, {destination} is one file: leave it out or name a folder")
+    check_request(source, destination, asked, threads, overwrite, statistics is not None)
+    threads, folder = check_threads(threads), destination.suffix != ".safetensors"
     with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
         alignment = _align(checkpoint, reference, destination, progress)
         plans = plan_tensors(checkpoint, asked, workers, progress, statistics, alignment)
@@ -138,6 +126,33 @@ def compress(
             tuple(e.record.name for e in assembly.encoded if e.record.kind == "same"),
             tuple(e.record.name for e in assembly.encoded if e.record.referenced and e.record.kind != "same"),
         )
+
+
+def check_request(
+    source: str | os.PathLike | nn.Module | Mapping[str, torch.Tensor],
+    destination: Path,
+    asked: Config,
+    threads: int | None,
+    overwrite: bool,
+    calibrated: bool,
+) -> None:
+    """What can be refused before the source is read; calibrated: there are statistics, or will be."""
+    check_threads(threads)
+    if asked.target[0] == "kl" and not calibrated:
+        raise InvalidArgument(f"kl = {asked.kl:g} is predicted from calibration: give data or statistics, or ask for bits or snr")
+    if asked.substitution != "feedback" and not calibrated:
+        raise InvalidArgument(f"substitution {asked.substitution} needs calibration: give data or statistics, or leave it out")
+    if asked.target[0] == "step" and calibrated:
+        raise InvalidArgument("one step for all tensors leaves nothing to calibration: leave out step, or data and statistics")
+    folder = destination.suffix != ".safetensors"
+    if folder and destination.suffix in (".pt", ".pth", ".bin", ".th", ".nnc"):
+        raise InvalidArgument(f"{destination}: a compressed checkpoint is a .safetensors file or a folder: choose such a name")
+    path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    check_destination(path, destination, overwrite)
+    if path is not None and path.exists() and is_compressed(path):
+        raise InvalidArgument(f"{path} is compressed already: give the original, or what nnc decompress makes of it")
+    if asked.shard_bytes is not None and not folder:
+        raise InvalidArgument(f"shard_bytes splits a folder, {destination} is one file: leave it out or name a folder")
 
 
 def _meet_target(encoding: Encoding, measure: Measure | None, tune: Tuner | None) -> tuple[Assembly, float, float | None]:

@@ -26,8 +26,8 @@ class EncodedTensor:
     """record: for the directory; data: its bytes in the unit; digests: of its streams; content: CRC-32 of the bytes of the tensor
     it decodes to.
 
-    error, energy: sums of squared errors and of squared weights; side: bytes of `data` that are codes of scales and steps;
-    loss: as predicted from calibration, None without; reference: digest of what it takes from the reference, empty if nothing."""
+    error, energy: sums of squared errors and of squared weights; loss: as predicted from calibration, None without; reference: digest of
+    what it takes from the reference, empty if nothing."""
 
     record: Record
     data: bytes
@@ -35,7 +35,6 @@ class EncodedTensor:
     content: int
     error: float = 0.0
     energy: float = 0.0
-    side: int = 0
     loss: float | None = None
     reference: bytes = b""
 

@@ -316,7 +316,7 @@ def _encode_plane(
     final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)
     content = checksum(tensor_bytes(final))
     reference = job.predicted.digest if job.predicted else b""
-    return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, len(side), loss, reference)
+    return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, loss, reference)
 
 
 def count_noise(error: float, energy: float) -> int:

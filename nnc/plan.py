@@ -77,11 +77,7 @@ def plan_tensors(
 ) -> list[Plan]:
     """Read every tensor once and plan it, in the order of the checkpoint; statistics: of the same network, from calibration;
     alignment: with the reference."""
-    for rule in asked.rules:
-        if not rule.optional and not any(rule.matches(spec.name) for spec in checkpoint.specs):
-            raise InvalidArgument(f"rule {rule.match!r} matches no tensor: names look like {checkpoint.specs[0].name!r}")
-    for spec in checkpoint.specs:
-        _check_storable(spec)
+    check_tensors(checkpoint, asked)
     codable = sum(spec.dtype in CODED_DTYPES for spec in checkpoint.specs)
     most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
     total, done = sum(spec.nbytes for spec in checkpoint.specs if not spec.tied_to), 0
@@ -101,6 +97,15 @@ def plan_tensors(
         if progress:
             progress(done, total, f"survey {spec.name}")
     return _join_scales(plans)
+
+
+def check_tensors(checkpoint: Checkpoint, asked: Config) -> None:
+    """What can be refused before any tensor is read: rules for none of them, tensors that cannot be stored."""
+    for rule in asked.rules:
+        if not rule.optional and not any(rule.matches(spec.name) for spec in checkpoint.specs):
+            raise InvalidArgument(f"rule {rule.match!r} matches no tensor: names look like {checkpoint.specs[0].name!r}")
+    for spec in checkpoint.specs:
+        _check_storable(spec)
 
 
 def _check_storable(spec: TensorSpec) -> None:

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("feedback", "substitution"),
     ("encoder", "allocate", "archive"),
     ("alignment",),
-    ("assembly", "plan", "inspection", "restoration", "rescaling"),
+    ("assembly", "plan", "inspection", "restoration"),
     ("encoding",),
     ("targets", "tuning"),
     ("compression",),

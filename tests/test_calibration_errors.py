@@ -64,7 +64,7 @@ def test_damaged_files(tmp_path):
     data = file.read_bytes()
     for length in (0, 7, 100, len(data) - 1):
         file.write_bytes(data[:length])
-        with pytest.raises(Corruption, match="gather anew"):
+        with pytest.raises(Corruption, match="calibrate anew, to another file"):
             Statistics.load(file)
     file.write_bytes(data.replace(b'"nnc statistics"', b'"nnc statistixx"'))
     with pytest.raises(InvalidArgument, match="not a file of statistics"):
@@ -117,7 +117,6 @@ def test_errors():
         gather(mlp(), iter(x), "logits")
     for wrong in (
         dict(kind="image"),
-        dict(focus=2),
         dict(draws=0),
         dict(memory=0),
         dict(temperature=0),

@@ -142,7 +142,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     calls.clear()
     check_same(whole, gather(model, MIXED, "logits", file=file, progress=lambda *a: calls.append(a)))
     assert calls == []
-    for change in (dict(seed=1), dict(draws=2), dict(focus=0.25), dict(joint=False), dict(temperature=2.0)):
+    for change in (dict(seed=1), dict(draws=2), dict(joint=False), dict(temperature=2.0)):
         with pytest.raises(InvalidArgument, match=f"another {next(iter(change))}"):
             gather(model, MIXED, "logits", file=file, **change)
     with pytest.raises(InvalidArgument, match="another kind"):
@@ -153,17 +153,23 @@ def test_an_interrupted_run_goes_on(tmp_path):
         gather(Mixed(), MIXED, "logits", file=file)
 
 
-def test_focus_weighs_inputs_by_their_gradients():
-    model, batches = mlp(), [(torch.randn(5, 6),), (torch.randn(3, 6),)]
-    even, weighed = (gather(model, batches, "logits", focus=f, draws=2, joint=False).tensors["0.weight"] for f in (0.0, 0.5))
-    moment = 0
-    for number, (x,) in enumerate(batches):
-        h = model[0](x).detach().requires_grad_()
-        y = model[2](model[1](h))
-        draws = [torch.autograd.grad(y, h, Labels(y, "logits", 0, number).draw(n), retain_graph=True)[0] for n in range(2)]
-        power = sum(g.square().sum(1) for g in draws).double().sqrt()
-        moment = moment + (x.double().t() * (power / power.mean())) @ x.double()
-    check_product(weighed, even.rows, moment.numpy(), trace(even.rows) * trace(even.columns))
+def test_positions_that_no_gradient_reaches_do_not_count():
+    """All others of a batch count the same, and a batch as much as it has positions."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 10), nn.Linear(10, 4)
+
+        def forward(self, x, length):
+            return self.last(self.first(x).tanh()[:, :length].mean(1))
+
+    batches = [(torch.randn(2, 5, 6), 5), (torch.randn(3, 4, 6), 1)]
+    found = gather(Padded(), batches, "logits").tensors["first.weight"]
+    used = [x[:, :length].reshape(-1, 6).double() for x, length in batches]
+    moment = sum(x.t() @ x * (len(y) * y.shape[1] / len(x)) for x, (y, _) in zip(used, batches)).numpy()
+    np.testing.assert_allclose(found.columns / trace(found.columns), moment / np.trace(moment), rtol=1e-4, atol=1e-6)
+    assert found.samples[1] == sum(map(len, used))
 
 
 def test_temperature_rule():

@@ -7,11 +7,11 @@ import constriction
 import numpy as np
 import pytest
 
+from nnc.bits import Reader, Writer
 from nnc.coder import TOTAL, decode_symbols, encode_symbols, make_table_set, pack_words, unpack_words
 from nnc.entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from nnc.entropy.parametric import CLASSES, SHAPES, exponential, level_frequencies, reach
 from nnc.entropy.scales import MOST, OFF, decode_codes, encode_codes
-from nnc.bits import Reader, Writer
 from nnc.errors import Corruption
 from nnc.kernels.streams import decode_tile, encode_tile
 from nnc.quantize.logarithm import rebuild_powers

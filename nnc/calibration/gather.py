@@ -34,7 +34,6 @@ def gather(
     kind: str,
     *,
     run: Callable[[nn.Module], Callable[..., Any]] | None = None,
-    focus: float = 0.0,
     joint: bool = True,
     draws: int | None = None,
     temperature: float | None = None,
@@ -48,7 +47,6 @@ def gather(
     batches   argument tuples for `model(*args)`, the same ones each time it is iterated over
     kind      "logits" (..., classes), "unit" (n, d) of norm 1, or "values": what the output is
     run       network -> callable for the batches that returns a tensor, if the network itself does not
-    focus     0..1: how much more inputs with large output gradients count in C; 0 = all the same
     joint     scale to the gradient of whole samples; False: positions of a sequence or an image count as independent
     draws     labels drawn per batch; default 1 to 8, such that there are 4096 predictions and 32 gradients
     temperature  of the distribution that labels are drawn from; default 1, more for a network that is too sure of these inputs
@@ -59,9 +57,9 @@ def gather(
     Raises InvalidArgument (an option out of its range, outputs that are no finite tensor, token ids outside of a table, a file of
     another model or of other settings) and InsufficientData (no batch, or none with a prediction).
     """
-    batches = _check(model, batches, kind, focus, draws, temperature, memory)
+    batches = _check(model, batches, kind, draws, temperature, memory)
     places = Places(model)
-    settings = {"focus": float(focus), "joint": joint, "draws": draws, "temperature": temperature, "seed": seed}
+    settings = {"joint": joint, "draws": draws, "temperature": temperature, "seed": seed}
     fingerprint = digest_model(model)
     done = Statistics({}, kind, 0, (), fingerprint, settings)
     if file is not None:
@@ -87,7 +85,7 @@ def gather(
                     progress(number * runs + batch, len(groups) * runs, "gathering statistics")
 
             for place, found in _gather_group(
-                call, batches, kind, places, group, survey, predictions, draws, heat, focus, joint, seed, report
+                call, batches, kind, places, group, survey, predictions, draws, heat, joint, seed, report
             ):
                 if found is None:
                     unseen += place.names
@@ -115,7 +113,6 @@ def _check(
     model: nn.Module,
     batches: Iterable[tuple],
     kind: str,
-    focus: float,
     draws: int | None,
     temperature: float | None,
     memory: float,
@@ -126,8 +123,6 @@ def _check(
         raise InvalidArgument("the model was made under torch.inference_mode, which rules gradients out; build it outside")
     if kind not in KINDS:
         raise InvalidArgument(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
-    if not 0 <= focus <= 1:
-        raise InvalidArgument(f"focus is {focus}, must be from 0 to 1")
     if draws is not None and draws < 1:
         raise InvalidArgument(f"draws is {draws}, must be 1 or more")
     if temperature is not None and not 0 < temperature < float("inf"):
@@ -236,7 +231,6 @@ def _gather_group(
     predictions: int,
     draws: int,
     heat: float,
-    focus: float,
     joint: bool,
     seed: int,
     report: Callable[[int], None],
@@ -276,7 +270,7 @@ def _gather_group(
                             place = places.by_name[key[0]]
                             moments.setdefault(key, ElementMoment(place.tensor, place.plane)).add(gradient, draws)
                     del gradients
-                _add_uses(capture.uses, moments, draws, focus)
+                _add_uses(capture.uses, moments, draws)
             capture.begin()
             del output
             report(number + 1)
@@ -303,8 +297,8 @@ def _passes(batches: Iterable[tuple], thin: frozenset[str]) -> Iterator[tuple[in
             number += 1
 
 
-def _add_uses(uses: list[Product | Lookup], moments: dict[tuple[str, str], Any], draws: int, focus: float) -> None:
-    """The uses of one batch; those of one matrix are weighed against each other."""
+def _add_uses(uses: list[Product | Lookup], moments: dict[tuple[str, str], Any], draws: int) -> None:
+    """The uses of one batch; those of one matrix together."""
     sorted_uses: dict[tuple[str, str], list] = {}
     for use in uses:
         if isinstance(use, Lookup):
@@ -324,7 +318,7 @@ def _add_uses(uses: list[Product | Lookup], moments: dict[tuple[str, str], Any],
                 else len(mine[0].rows)
             )
             moments[key] = ProductMoment(slot, len(mine[0].rows) if slot.swapped else rows, mine[0].inputs.columns)
-        moments[key].add(mine, draws, focus)
+        moments[key].add(mine, draws)
 
 
 def _device(places: Places) -> Any:

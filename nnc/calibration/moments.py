@@ -2,9 +2,10 @@
 
 For a product y = W x with gradients g at y, over all positions t of all samples:
 
-    R = sum_t g_t g_t^T          C = sum_t h_t x_t x_t^T          h_t = (|g_t|^2 / mean |g|^2)^focus / its mean
+    R = sum_t g_t g_t^T          C = sum_t h_t x_t x_t^T
 
-scaled so that tr(R) tr(C) is the trace of the Fisher matrix: either sum_t |g_t|^2 |x_t|^2, positions taken as independent
+h_t is 0 for positions that no gradient reaches (padding), the same for all others of a batch, and 1 on average over the batch.  R and
+C are scaled so that tr(R) tr(C) is the trace of the Fisher matrix: either sum_t |g_t|^2 |x_t|^2, positions taken as independent
 (as in Grosse & Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers", ICML 2016), or the mean square
 of the gradient itself, |sum_t g_t x_t^T|^2, which knows that the positions of one sample act together: under an average over
 space it is many times larger.  For a table of vectors C is the second moment of the gradients, R the counts; for all others the
@@ -81,14 +82,12 @@ class ProductMoment:
         self.total = 0.0
         self.uses = self.gradients = 0
 
-    def add(self, uses: list[Product], draws: int, focus: float) -> None:
+    def add(self, uses: list[Product], draws: int) -> None:
         """All uses of one batch that had gradients."""
         power = [use.power / draws for use in uses]
-        mean = sum(float(p.sum(dtype=torch.float64)) for p in power) / max(1, sum(p.numel() for p in power))
-        # a position that no gradient reaches (padding) does not count
-        weights = [(p / mean if mean else p).pow(focus) * (p > 0) for p in power]
-        norm = sum(float(w.sum(dtype=torch.float64)) for w in weights) / max(1, sum(w.numel() for w in weights)) or 1.0
-        for use, p, h in zip(uses, power, weights):
+        share = sum(int((p > 0).sum()) for p in power) / max(1, sum(p.numel() for p in power)) or 1.0
+        for use, p in zip(uses, power):
+            h = (p > 0).float() / share
             mine = slice(use.slot.row, use.slot.row + len(use.rows))
             if self.rows.ndim == 1:
                 self.rows[mine] += (use.rows if use.rows.ndim == 1 else use.rows.diagonal()) / draws
@@ -102,7 +101,7 @@ class ProductMoment:
                 x = chunk.detach().float().reshape(-1, use.inputs.columns)
                 part = slice(start, start + len(chunk))
                 start += len(chunk)
-                self.c.addmm_((x * (h[part].reshape(-1, 1) / norm)).t(), x)
+                self.c.addmm_((x * h[part].reshape(-1, 1)).t(), x)
                 self.total += float(p[part].reshape(-1).double() @ x.square().sum(1).double())
 
     def factors(self, energy: float | None) -> Factors:

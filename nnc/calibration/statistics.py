@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from ..errors import Corruption, InvalidArgument
 
 FORMAT = "nnc statistics"
 VERSION = 1
+ANEW = "calibrate anew, to another file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,9 @@ class Statistics:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
-            raise InvalidArgument(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+            number = re.search(r"os error (\d+)", str(error))  # safetensors tells of a file of its own beside
+            reason = os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or error
+            raise InvalidArgument(f"{path}: {reason}") from error
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -120,17 +124,18 @@ class Statistics:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """Read what `save` wrote; InvalidArgument for a file that is none of these, Corruption for a damaged one."""
+        if Path(path).is_dir():
+            raise InvalidArgument(f"{path} is a folder; statistics are one .safetensors file")
         if not Path(path).is_file():
-            raise InvalidArgument(f"{path}: there is no such file of statistics")
+            raise InvalidArgument(f"{path}: there is no such file of statistics; make it with nnc calibrate")
         try:
+            open(path, "rb").close()  # safetensors would say of a file that must not be read that it is not there
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise InvalidArgument(f"{path}: not a file of statistics; gather them first")
+                    raise InvalidArgument(f"{path}: not a file of statistics; name another")
                 if metadata.get("version") != str(VERSION):
-                    raise InvalidArgument(
-                        f"{path}: statistics of version {metadata.get('version')}, this is {VERSION}; gather anew"
-                    )
+                    raise InvalidArgument(f"{path}: statistics of version {metadata.get('version')}, this is {VERSION}; {ANEW}")
                 table = json.loads(metadata["tensors"])
                 entries: dict[int, TensorStatistics] = {}
                 for number, *samples in table.values():
@@ -146,11 +151,11 @@ class Statistics:
                     json.loads(metadata["settings"]),
                 )
         except SafetensorError as error:
-            raise Corruption(f"{path}: damaged file of statistics ({error}); gather anew") from error
+            raise Corruption(f"{path}: not a file of statistics, or a damaged one ({error}); {ANEW}") from error
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, InvalidArgument):
                 raise
-            raise Corruption(f"{path}: damaged table of statistics ({type(error).__name__}); gather anew") from error
+            raise Corruption(f"{path}: damaged table of statistics ({type(error).__name__}); {ANEW}") from error
         except OSError as error:
             raise InvalidArgument(f"{path}: {error.strerror or error}") from error
 
@@ -158,7 +163,7 @@ class Statistics:
 def _checked(entry: TensorStatistics, path: str | os.PathLike[str]) -> TensorStatistics:
     for side in (entry.rows, entry.columns):
         if side.ndim not in (1, 2) or side.shape != (len(side),) * side.ndim or side.dtype != np.float32:
-            raise Corruption(f"{path}: damaged table of statistics (shape or dtype); gather anew")
+            raise Corruption(f"{path}: damaged table of statistics (shape or dtype); {ANEW}")
         if not np.isfinite(side).all():
-            raise Corruption(f"{path}: statistics that are not finite; gather anew")
+            raise Corruption(f"{path}: statistics that are not finite; {ANEW}")
     return entry

@@ -1,4 +1,5 @@
 """File names: which suffix means which form, where an output may go, which relative names of a foreign file are safe."""
+
 from __future__ import annotations
 
 import os
@@ -29,14 +30,31 @@ def check_side_name(name: str) -> PurePosixPath:
     leave the folder."""
     path = PurePosixPath(name)
     # A backslash, a drive or a colon means something else on Windows than here.
-    if not name or path.is_absolute() or ".." in path.parts or not path.parts or PureWindowsPath(name).drive \
-            or "\\" in name or "\0" in name:
+    if (
+        not name
+        or path.is_absolute()
+        or ".." in path.parts
+        or not path.parts
+        or PureWindowsPath(name).drive
+        or "\\" in name
+        or "\0" in name
+    ):
         raise Corruption(f"file name {name!r} is not a plain relative path")
     return path
 
 
+def check_parent(destination: str | os.PathLike[str]) -> None:
+    """Refuse an output whose folder does not exist or must not be written to. Errors: InvalidArgument."""
+    folder = Path(destination).absolute().parent
+    with os_errors(folder):
+        if not folder.is_dir():
+            raise InvalidArgument(f"{destination}: folder {folder} does not exist; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InvalidArgument(f"{destination}: folder {folder} must not be written to; choose another")
+
+
 def check_destination(source: str | os.PathLike[str] | None, destination: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuse an output that exists (unless `overwrite`), has no parent folder, or overlaps its own source.
+    """Refuse an output that exists (unless `overwrite`), overlaps its own source, or is where nothing can be written.
 
     `source` is a file, a folder, or None for a live module. Errors: InvalidArgument.
     """
@@ -47,8 +65,7 @@ def check_destination(source: str | os.PathLike[str] | None, destination: str | 
             raise InvalidArgument(f"{destination} has no name of its own; name the output file or folder")
         if os.path.lexists(destination) and not overwrite:
             raise InvalidArgument(f"{destination} exists; pass overwrite=True / --overwrite")
-        if not place.parent.is_dir():
-            raise InvalidArgument(f"{destination}: folder {place.parent} does not exist; make it first")
+        check_parent(destination)
         if source is None:
             return
         target, origin = place.parent.resolve() / place.name, Path(source).resolve()

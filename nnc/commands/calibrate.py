@@ -6,7 +6,7 @@ import time
 from argparse import Namespace, _SubParsersAction
 from typing import TYPE_CHECKING, Any
 
-from .options import add_command, add_data, add_output, add_reporting, data_of
+from .options import add_command, add_data, add_output, add_reporting, data_of, parse_path
 from .output import DIVERGENCES, Result, lines_of, listed, printable, table_of
 from .progress import show_progress
 
@@ -38,7 +38,7 @@ LISTED = 20  # tensors in the table
 
 def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "calibrate", "run a network on data to learn what its weights matter", ABOUT, run_calibrate)
-    parser.add_argument("source", metavar="SOURCE", help="original checkpoint: folder or file")
+    parser.add_argument("source", type=parse_path, metavar="SOURCE", help="original checkpoint: folder or file")
     add_output(parser, "file for the statistics, .safetensors")
     add_data(parser)
     parser.add_argument(

@@ -1,4 +1,5 @@
 """`nnc compress`: from a checkpoint to a compressed one."""
+
 from __future__ import annotations
 
 import time
@@ -19,6 +20,7 @@ from .options import (
     add_threads,
     data_of,
     encoding_of,
+    parse_path,
     parse_size,
 )
 from .output import DIVERGENCES, Result, finite, lines_of, listed, place, printable, reduction, table_of
@@ -53,17 +55,25 @@ examples:
 
 def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "compress", "compress a checkpoint", ABOUT, run_compress)
-    parser.add_argument("source", metavar="SOURCE", nargs="+",
+    parser.add_argument("source", type=parse_path, metavar="SOURCE", nargs="+",
                         help="checkpoint to compress: folder or file; several: a training run, each stored as the difference to the one "
                              "before")
     add_output(parser, "where to write: a name that ends in .safetensors, or a folder")
     targets = parser.add_argument_group("target (one of them; default: --snr 25, about 4 bits per weight)")
     group = targets.add_mutually_exclusive_group()
     group.add_argument("--bits", type=float, metavar="B", help="bits per weight: bits of all files / number of weights")
-    group.add_argument("--size", type=parse_size, metavar="BYTES",
-                       help="bytes of all files at most: 50000, 500kB, 2MB (powers of 1000), 1.5MiB (of 1024)")
-    group.add_argument("--snr", type=float, metavar="DB",
-                       help="signal to noise ratio over all quantized weights, in dB; 6.02 dB more take about 1 bit per weight")
+    group.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="BYTES",
+        help="bytes of all files at most: 50000, 500kB, 2MB (powers of 1000), 1.5MiB (of 1024)",
+    )
+    group.add_argument(
+        "--snr",
+        type=float,
+        metavar="DB",
+        help="signal to noise ratio over all quantized weights, in dB; 6.02 dB more take about 1 bit per weight",
+    )
     group.add_argument("--step", type=float, metavar="S", help="one quantization step for all tensors, in units of the weights")
     group.add_argument("--kl", type=float, metavar="X",
                        help="divergence from the original's output: KL in nats per prediction, 1 - cosine or mean squared error; needs "
@@ -78,17 +88,30 @@ def add_parsers(commands: _SubParsersAction) -> None:
                             "N - 1 others")
     group = parser.add_argument_group("calibration")
     add_data(group)
-    group.add_argument("--statistics", metavar="FILE",
-                       help="from nnc calibrate, of the same network; with --data a file that is written if it is not there")
-    group.add_argument("--tune", action="store_true",
-                       help="also tune, on the data, what is not quantized: biases, norms, gains of outputs; kept if it helps")
-    group.add_argument("--substitution", metavar="NAME",
-                       help="what is coded in place of the weights: feedback of errors (the default), gradient (a search by gradients "
-                            "after that: slow, for a few tenths of a percent) or none")
+    group.add_argument(
+        "--statistics",
+        type=parse_path,
+        metavar="FILE",
+        help="from nnc calibrate, of the same network; with --data a file that is written if it is not there",
+    )
+    group.add_argument(
+        "--tune",
+        action="store_true",
+        help="also tune, on the data, what is not quantized: biases, norms, running statistics; kept if it helps",
+    )
+    group.add_argument(
+        "--substitution",
+        metavar="NAME",
+        help="what is coded in place of the weights: feedback of errors (the default), gradient (a search by gradients "
+        "after that: slow, for a few tenths of a percent) or none",
+    )
     group = parser.add_argument_group("input and output")
-    group.add_argument("--weights-key", metavar="KEY",
-                       help="dotted key of the state dict in a torch file, such as model.ema; '' is the top level "
-                            "(needed only if tensors stand in several places)")
+    group.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="dotted key of the state dict in a torch file, such as model.ema; '' is the top level "
+        "(needed only if tensors stand in several places)",
+    )
     group.add_argument("--shard-size", type=parse_size, metavar="BYTES", help="bytes per file at most in a folder (default 5GB)")
     add_threads(group)
     add_overwrite(group)
@@ -165,8 +188,10 @@ def _describe_calibration(summary: Summary) -> list[tuple[str, str]]:
         return []
     unit = DIVERGENCES[summary.kind]
     samples = f", {summary.samples:,} samples" if summary.samples else ""
-    pairs = [("calibrated", f"{printable(summary.data)}{samples}, outputs of kind {summary.kind}"),
-             ("predicted", f"{summary.loss:.4g} {unit}")]
+    pairs = [
+        ("calibrated", f"{printable(summary.data)}{samples}, outputs of kind {summary.kind}"),
+        ("predicted", f"{summary.loss:.4g} {unit}"),
+    ]
     if summary.measured is not None:
         pairs.append(("measured", f"{summary.measured:.4g} {unit}, on {summary.held_back:,} batches held back"))
     if summary.unseen:

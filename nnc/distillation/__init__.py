@@ -1,10 +1,10 @@
 """Tune what stays float after all levels are chosen, by a few steps of distillation from the original network.
 
-    minimise  D(teacher(x), student(x))    over vectors and over factors of the outputs of the coded matrices
+    minimise  D(teacher(x), student(x))    over vectors
 
 The teacher is the network with its own weights, the student the same one with the decoded weights.  Biases, weights of normalisation
-layers and their running statistics take up the mean error that quantization left in every channel, the step of an output its gain.
-Levels are never touched, so the change costs next to no bytes.
+layers and their running statistics take up the mean error that quantization left in every channel.  Matrices are never touched, so the
+change costs next to no bytes.
 
 D is the divergence of the outputs (KL, half the squared distance of vectors, mean squared error), in parts of what it was.  A network
 that is too sure of its calibration inputs says too little by its outputs, and what is learnt from them is wrong elsewhere (ResNet-20

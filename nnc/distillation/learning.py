@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,16 +26,14 @@ from .student import Student
 @dataclass(frozen=True)
 class Budget:
     """steps: of Adam, at most; together: batches in a step; look: steps from one look at what was held back to the next; patience: looks
-    without a gain, one after the other, before it ends; vector_rate, row_rate, scale_rate: how far a vector, the factor of an output
-    and the common one of a tensor move in a step at first, in parts of their size; gain: the least part of D that must be won."""
+    without a gain, one after the other, before it ends; rate: how far a vector moves in a step at first, in parts of its size; gain: the
+    least part of D that must be won."""
 
     steps: int = 50
     together: int = 4
     look: int = 5
     patience: int = 4
-    vector_rate: float = 0.003
-    row_rate: float = 0.002
-    scale_rate: float = 0.001
+    rate: float = 0.003
     gain: float = 0.005
 
 
@@ -63,36 +61,27 @@ class Distillation:
     run: Callable[[nn.Module], Callable[..., Any]] | None
     budget: Budget
 
-    def __call__(self, state: Mapping[str, Tensor], vectors: Iterable[str], rows: Mapping[str, int]) -> Tuned:
-        """New values of `vectors` and factors of the outputs of `rows` (name -> plane recipe); all else of the decoded `state` as it is.
+    def __call__(self, state: Mapping[str, Tensor], vectors: Iterable[str]) -> Tuned:
+        """New values of `vectors`; all else of the decoded `state` as it is.
 
-        Names that the network does not have are left out.  Both dicts are empty where the divergence on what is held back does not
-        fall by `budget.gain` of it.  The model is left as it was, and no random numbers are drawn.
+        Names that the network does not have are left out, and all of them where the divergence on what is held back does not fall by
+        `budget.gain` of it.  The model is left as it was, and no random numbers are drawn.
         """
-        places = Places(self.model)
-        names = _match(self.model, places, state, {*vectors, *rows})
-        student = Student(
-            _own(state, names),
-            [names[name].name for name in vectors if name in names],
-            {names[name].name: split for name, split in rows.items() if name in names},
-        )
+        vectors, places = list(vectors), Places(self.model)
+        names = _match(self.model, places, state, set(vectors))
+        student = Student(_own(state, names), [names[name].name for name in vectors if name in names])
         with self._compared(places, student.layers) as compared:
             tuned = _learn(compared, student, self.batches, self.held_back, self.budget)
         theirs = {place.name: name for name, place in names.items()}
-        return Tuned(
-            {theirs[name]: tensor.to(state[theirs[name]].dtype) for name, tensor in tuned.vectors.items()},
-            {theirs[name]: factors for name, factors in tuned.factors.items()},
-            tuned.before,
-            tuned.after,
-            tuned.left,
-        )
+        found = {theirs[name]: tensor.to(state[theirs[name]].dtype) for name, tensor in tuned.vectors.items()}
+        return replace(tuned, vectors=found)
 
     def compare(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
         """What is minimised, on what is held back: of the state `after`, in parts of that of `before`; 1 if there is none."""
         places = Places(self.model)
         names = _match(self.model, places, before, set())
         changed = [place.name for name, place in names.items() if not torch.equal(before[name], after[name])]
-        with self._compared(places, Student(_own(before, names), changed, {}).layers) as compared:
+        with self._compared(places, Student(_own(before, names), changed).layers) as compared:
             old, new = (compared.mean_parts(_own(state, names), self.held_back) for state in (before, after))
         used = _used(compared, old)
         return sum(new[n] / old[n] for n in used) / len(used) if used else 1.0
@@ -130,18 +119,14 @@ def _learn(compared: Comparison, student: Student, batches: Sequence, held_back:
     before = after = start[0]
     used = _used(compared, start)
     best = float(len(used))
-    groups = [
-        {"params": list(moves.values()), "rate": rate}
-        for moves, rate in zip(student.groups.values(), (budget.vector_rate, budget.row_rate, budget.scale_rate))
-        if moves
-    ]
-    if not groups or not used:
-        return Tuned({}, {}, before, before)
+    moves = list(student.moves.values())
+    if not moves or not used:
+        return Tuned({}, before, before)
     together = min(len(batches), budget.together)
-    kept = [move.detach().clone() for move in student.parameters]
+    kept = [move.detach().clone() for move in moves]
     rate, misses, number = 1.0, 0, 0
     while number < budget.steps and misses < budget.patience:
-        adam = torch.optim.Adam([{**group, "lr": rate * group["rate"]} for group in groups], betas=(0.9, 0.99))
+        adam = torch.optim.Adam(moves, lr=rate * budget.rate, betas=(0.9, 0.99))
         while number < budget.steps:
             adam.zero_grad()
             for at in range(number * together, (number + 1) * together):
@@ -155,17 +140,16 @@ def _learn(compared: Comparison, student: Student, batches: Sequence, held_back:
             score = sum(values[n] / start[n] for n in used)
             if not score < best:
                 break
-            misses, best, after, kept = 0, score, values[0], [move.detach().clone() for move in student.parameters]
+            misses, best, after, kept = 0, score, values[0], [move.detach().clone() for move in moves]
         with torch.no_grad():  # back to the best point, in smaller steps
-            for move, value in zip(student.parameters, kept):
+            for move, value in zip(moves, kept):
                 move.copy_(value)
         rate, misses = rate / 3, misses + 1
     if not best < (1 - budget.gain) * len(used):
-        return Tuned({}, {}, before, before)
+        return Tuned({}, before, before)
     with torch.no_grad():
         vectors = {name: student.vector(name).cpu() for name in student.units}
-        factors = {name: student.factors(name).double().cpu().numpy() for name in student.rows}
-    return Tuned(vectors, factors, before, after, best / len(used))
+    return Tuned(vectors, before, after, best / len(used))
 
 
 def _used(compared: Comparison, start: list[float]) -> list[int]:

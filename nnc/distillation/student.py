@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..partition.planes import plane_shape
-
 
 class Student:
     """The decoded tensors as a function of parameters, in units of about one, that are zero at the start.
@@ -17,20 +15,14 @@ class Student:
     of their root mean square.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], vectors: Iterable[str], rows: Mapping[str, int]) -> None:
-        self.state, self.rows = dict(state), dict(rows)
+    def __init__(self, state: Mapping[str, Tensor], vectors: Iterable[str]) -> None:
+        self.state = dict(state)
         self.units: dict[str, Tensor | None] = {}
-        self.groups: dict[str, dict[str, Tensor]] = {"vector": {}, "row": {}, "scale": {}}
+        self.moves: dict[str, Tensor] = {}
         for name in vectors:
             start = self.state[name].float()
             self.units[name] = None if bool((start > 0).all()) else self._unit(name, start)
-            self._add("vector", name, start.shape)
-        for name, split in self.rows.items():
-            self._add("scale", name, ())
-            self._add("row", name, plane_shape(tuple(self.state[name].shape), split)[:1])
-
-    def _add(self, group: str, name: str, shape: tuple[int, ...]) -> None:
-        self.groups[group][name] = torch.zeros(shape, device=self.state[name].device, requires_grad=True)
+            self.moves[name] = torch.zeros_like(start, requires_grad=True)
 
     def _unit(self, name: str, start: Tensor) -> Tensor:
         beside = self.state.get(name.removesuffix("running_mean") + "running_var")
@@ -41,27 +33,15 @@ class Student:
     @property
     def layers(self) -> set[str]:
         """Names of the modules that hold what is tuned."""
-        return {name.rpartition(".")[0] for name in (*self.units, *self.rows)}
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return [move for group in self.groups.values() for move in group.values()]
+        return {name.rpartition(".")[0] for name in self.units}
 
     def vector(self, name: str) -> Tensor:
-        start, unit, move = self.state[name].float(), self.units[name], self.groups["vector"][name]
+        start, unit, move = self.state[name].float(), self.units[name], self.moves[name]
         return start * move.exp() if unit is None else start + unit * move
-
-    def factors(self, name: str) -> Tensor:
-        """Of the outputs: (rows of the plane,)."""
-        return (self.groups["row"][name] + self.groups["scale"][name]).exp()
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them, in their own dtypes."""
         result = dict(self.state)
         for name in self.units:
             result[name] = self.vector(name).to(self.state[name].dtype)
-        for name, split in self.rows.items():
-            tensor = self.state[name]
-            plane = tensor.reshape(plane_shape(tuple(tensor.shape), split))
-            result[name] = (plane * self.factors(name)[:, None]).reshape(tensor.shape).to(tensor.dtype)
         return result

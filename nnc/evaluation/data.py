@@ -1,10 +1,13 @@
 """Data files of tasks: arrays from .npy/.npz, sentence pairs from .tsv/.csv, text.  Every defect is a one-line error."""
+
 from __future__ import annotations
 
 import csv
 import io
 import os
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Sequence
 
@@ -12,12 +15,26 @@ import numpy as np
 
 from nnc.errors import InsufficientData, InvalidArgument
 
+# what numpy raises for a file that is none of its own, or damaged
+UNREADABLE = (
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+REMEDY = "write plain numbers with numpy.save or numpy.savez"
+
 
 def existing_file(path: str | os.PathLike) -> Path:
     """The path; InvalidArgument if it is no file."""
     file = Path(path)
     if not file.is_file():
-        raise InvalidArgument(f"data file {file}: {'is a folder' if file.is_dir() else 'not found'}")
+        raise InvalidArgument(f"data file {file}: {'is a folder, name a file' if file.is_dir() else 'not found, check the name'}")
     return file
 
 
@@ -26,11 +43,18 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     file = existing_file(path)
     try:
         with open(file, "rb") as stream:  # np.load leaves a damaged file open when it opens it itself
+            if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):  # numpy would take it for a pickle
+                raise InvalidArgument(f"data file {file}: not a plain .npy or .npz file; {REMEDY}")
+            stream.seek(0)
             content = np.load(stream, allow_pickle=False)
             return {"": content} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except InvalidArgument:
+        raise
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InvalidArgument(f"data file {file}: {error.strerror}") from error
         reason = str(error).splitlines()[0] if str(error) else "it is cut off"
-        raise InvalidArgument(f"data file {file}: not a plain .npy or .npz file ({reason})") from error
+        raise InvalidArgument(f"data file {file}: not a plain .npy or .npz file ({reason}); {REMEDY}") from error
 
 
 def pick(arrays: dict[str, np.ndarray], names: Sequence[str], file: str | os.PathLike) -> np.ndarray:
@@ -61,8 +85,9 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"data file {file}: byte {error.start} is not UTF-8 text; token ids need the ending "
-                              ".npy or .npz") from error
+        raise InvalidArgument(
+            f"data file {file}: byte {error.start} is not UTF-8 text; token ids need the ending .npy or .npz"
+        ) from error
     if not text.strip():
         raise InsufficientData(f"data file {file}: no text in it")
     return text
@@ -85,8 +110,9 @@ def read_pairs(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarra
     kept: list[list[str]] = []
     for number, row in enumerate(rows):
         if len(row) != 3:
-            raise InvalidArgument(f"data file {file}: row {number + 1} has {len(row)} columns, must have 3: "
-                                  "sentence, sentence, score")
+            raise InvalidArgument(
+                f"data file {file}: row {number + 1} has {len(row)} columns, must have 3: sentence, sentence, score"
+            )
         try:
             score = float(row[2])
         except ValueError as error:

@@ -1,4 +1,5 @@
 """Classification: labelled images (or feature rows), top-1 accuracy in per cent."""
+
 from __future__ import annotations
 
 import os
@@ -15,9 +16,16 @@ from nnc.evaluation.task import Batches, Task
 CHANNELS = (1, 3, 4)
 
 
-def classification(images: np.ndarray, labels: np.ndarray | None, *, batch: int | str = 256, limit: int | str | None = None,
-                   mean: float | str | Sequence[float] | None = None, std: float | str | Sequence[float] | None = None,
-                   name: str = "classification") -> Task:
+def classification(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    batch: int | str = 256,
+    limit: int | str | None = None,
+    mean: float | str | Sequence[float] | None = None,
+    std: float | str | Sequence[float] | None = None,
+    name: str = "classification",
+) -> Task:
     """Top-1 accuracy of a network that maps (n, ...) float32 to (n, classes) logits.
 
     images   floating point (n, ...), fed as they are in float32; or uint8, divided by 255: (n, height, width, channels) is
@@ -51,14 +59,14 @@ def classification(images: np.ndarray, labels: np.ndarray | None, *, batch: int 
             raise InvalidArgument(f"option {option}: {len(value)} numbers given, the images have {channels} channels")
 
     def make(index: int) -> tuple:
-        x = _arrange(images[index * size:min((index + 1) * size, count)], name)
+        x = _arrange(images[index * size : min((index + 1) * size, count)], name)
         per_channel = (-1,) + (1,) * (x.ndim - 2)
         if shift is not None:
             x = x - torch.from_numpy(shift).reshape(per_channel)
         return (x if scale is None else x / torch.from_numpy(scale).reshape(per_channel),)
 
     def hits(index: int, output: Tensor) -> Tensor:
-        truth = torch.from_numpy(labels[index * size:min((index + 1) * size, count)])
+        truth = torch.from_numpy(labels[index * size : min((index + 1) * size, count)])
         if output.ndim != 2 or len(output) != len(truth):
             raise InvalidArgument(f"{name}: the model returned shape {tuple(output.shape)}, must be ({len(truth)}, classes)")
         if int(truth.max()) >= output.shape[1]:
@@ -69,13 +77,26 @@ def classification(images: np.ndarray, labels: np.ndarray | None, *, batch: int 
         return 100.0 * sum(int(part.sum()) for part in parts) / count
 
     labelled = labels is not None
-    return Task(name, "logits", "top-1 %", True, lambda: Batches(-(-count // size), make),
-                accuracy if labelled else None, None, hits if labelled else None)
+    return Task(
+        name,
+        "logits",
+        "top-1 %",
+        True,
+        lambda: Batches(-(-count // size), make),
+        accuracy if labelled else None,
+        None,
+        hits if labelled else None,
+    )
 
 
-def read_classification(data: str | os.PathLike, *, batch: int | str = 256, limit: int | str | None = None,
-                        mean: float | str | Sequence[float] | None = None,
-                        std: float | str | Sequence[float] | None = None) -> Task:
+def read_classification(
+    data: str | os.PathLike,
+    *,
+    batch: int | str = 256,
+    limit: int | str | None = None,
+    mean: float | str | Sequence[float] | None = None,
+    std: float | str | Sequence[float] | None = None,
+) -> Task:
     """The task of an .npz file with `images` (or `x`) and, for the metric, `labels` (or `y`)."""
     arrays = read_arrays(data)
     images = pick(arrays, ("images", "x"), data)
@@ -86,12 +107,14 @@ def read_classification(data: str | os.PathLike, *, batch: int | str = 256, limi
 def _arrange(images: np.ndarray, name: str) -> Tensor:
     """Float32, channels second."""
     if images.dtype != np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(images, np.float32))
+        with np.errstate(over="ignore"):  # Inf is told of where it is met
+            return torch.from_numpy(np.ascontiguousarray(images, np.float32))
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[3] in CHANNELS:
         images = images.transpose(0, 3, 1, 2)
     elif images.shape[1] not in CHANNELS:
-        raise InvalidArgument(f"{name}: shape of the uint8 images is {images.shape}, must have 1, 3 or 4 channels, "
-                              "last or second")
+        raise InvalidArgument(
+            f"{name}: shape of the uint8 images is {images.shape}, must have 1, 3 or 4 channels, last or second"
+        )
     return torch.from_numpy(np.ascontiguousarray(images)).float() / 255

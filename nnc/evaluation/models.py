@@ -1,4 +1,5 @@
 """Networks to run: weights from a checkpoint, put into the module that the user names or that a Hugging Face folder describes."""
+
 from __future__ import annotations
 
 import copy
@@ -8,22 +9,26 @@ import inspect
 import math
 import os
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from nnc.errors import InsufficientData, InvalidArgument
-from nnc.evaluation.pretrained import build_pretrained, check_keys, load_pretrained, private_seed, some
+from nnc.errors import InsufficientData, InvalidArgument, NncError
+from nnc.evaluation.pretrained import build_pretrained, check_keys, first_line, load_pretrained, private_seed, some
 
 Source = str | os.PathLike | Mapping[str, Tensor] | nn.Module
 Builder = str | nn.Module | Callable[[], nn.Module]
+# what is not the user's own code: this package, and what imports modules
+FOREIGN = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).resolve().parents[1], Path(importlib.__file__).parent))
 UNKNOWN = "no config.json beside the weights; say what to build with model='path/to/file.py:function'"
 
 
-def open_network(source: Source, model: Builder | None = None,
-                 folder: str | os.PathLike | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+def open_network(
+    source: Source, model: Builder | None = None, folder: str | os.PathLike | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
     """The network with the weights of `source`, and notes on what had to be bridged to load them.
 
     source   an nn.Module, returned as it is; or a state dict, a compressed or an original checkpoint
@@ -99,10 +104,11 @@ def fit(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     tied = [name for name in missing if (own[name].data_ptr(), own[name].shape) in present]
     if tied:
         notes.append(f"tied to other tensors: {some(tied)}")
-    check_keys([name for name in missing if name not in counters and name not in tied],
-               [name for name in state if name not in own],
-               [(name, value.shape, own[name].shape) for name, value in state.items()
-                if name in own and value.shape != own[name].shape])
+    check_keys(
+        [name for name in missing if name not in counters and name not in tied],
+        [name for name in state if name not in own],
+        [(name, value.shape, own[name].shape) for name, value in state.items() if name in own and value.shape != own[name].shape],
+    )
     module.load_state_dict(dict(state), strict=False)
     return tuple(notes)
 
@@ -119,7 +125,8 @@ def pretrained_folder(source: Source | None) -> Path | None:
 def find_function(spec: str) -> Callable[..., Any]:
     """The function that "module:function" or "path/to/file.py:function" names; InvalidArgument if there is none.
 
-    This runs the code of that file.  While it is imported, its folder (for a module: the current one) is searched too.
+    This runs the code of that file, and what it raises is told as InvalidArgument.  While it is imported, its folder (for a module: the
+    current one) is searched too.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name:
@@ -128,19 +135,19 @@ def find_function(spec: str) -> Callable[..., Any]:
         file = Path(place).resolve()
         if not file.is_file():
             raise InvalidArgument(f"{spec!r}: no file {file}")
-        with _searched(file.parent):
+        with _searched(file.parent), own_failures(spec):
             description = importlib.util.spec_from_file_location(f"nnc_user_{file.stem}", file)
             module = importlib.util.module_from_spec(description)
             sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
             description.loader.exec_module(module)
     else:
-        try:
-            with _searched(Path.cwd()):
+        with _searched(Path.cwd()), own_failures(spec):
+            try:
                 module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if not error.name or not (place + ".").startswith(error.name + "."):
-                raise  # the module is there, and itself misses something: its own message is the better one
-            raise InvalidArgument(f"{spec!r}: no module {error.name}; give its file as path/to/file.py:{name}") from error
+            except ModuleNotFoundError as error:
+                if not error.name or not (place + ".").startswith(error.name + "."):
+                    raise  # the module is there, and itself misses something: its own message is the better one
+                raise InvalidArgument(f"{spec!r}: no module {error.name}; give its file as path/to/file.py:{name}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise InvalidArgument(f"{spec!r}: {place} has no function {name}")
@@ -148,12 +155,30 @@ def find_function(spec: str) -> Callable[..., Any]:
 
 
 def call(function: Callable[..., Any], title: str, *args: Any, **options: Any) -> Any:
-    """function(*args, **options); InvalidArgument if it does not take these."""
+    """function(*args, **options); InvalidArgument if it does not take these, or raises anything."""
     try:
         inspect.signature(function).bind(*args, **options)
+    except ValueError:  # no signature to be had
+        pass
     except TypeError as error:
         raise InvalidArgument(f"{title}: {error} (called with {len(args)} argument(s) and options {sorted(options)})") from error
-    return function(*args, **options)
+    with own_failures(title):
+        return function(*args, **options)
+
+
+@contextmanager
+def own_failures(title: str) -> Iterator[None]:
+    """What code of the user's own raises, as InvalidArgument: what it was and where in that code.  The error itself is the cause."""
+    try:
+        yield
+    except (NncError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(("<", *FOREIGN))]
+        last = next((frame for frame in reversed(frames) if frame.filename == frames[0].filename), None)
+        place = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
+        said = f": {first_line(error)}" if str(error).strip() else ""
+        raise InvalidArgument(f"{title}: raised {type(error).__name__}{said}{place}; mend it or name another function") from error
 
 
 def _made(model: str | Callable[[], nn.Module]) -> nn.Module:

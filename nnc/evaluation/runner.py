@@ -13,6 +13,9 @@ from nnc.evaluation.fidelity import check_unit, first_tensor
 from nnc.evaluation.pretrained import first_line
 from nnc.evaluation.task import Task
 
+# what a network raises that is given something it was not made for
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 def make_runner(network: nn.Module, task: Task) -> Callable[[int, tuple], Tensor]:
     """(number of the batch, its arguments) -> the output of a network as one tensor, or InvalidArgument that says what is wrong."""
@@ -29,7 +32,7 @@ def make_runner(network: nn.Module, task: Task) -> Callable[[int, tuple], Tensor
             output = call(*moved)
         except NncError:
             raise
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        except FAILURES as error:
             shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
             raise InvalidArgument(
                 f"task {task.name}: the model does not run on batch {index} with inputs {shapes} "

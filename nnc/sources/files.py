@@ -79,9 +79,13 @@ def arrays_draft(
         return tokens_draft(arrays[ids if ids is not None else whole[0]], name, network, samples, options)
     _check_options(name, options, ("batch", "mean", "std"))
     images = next(iter(arrays.values())) if len(arrays) == 1 else pick(arrays, IMAGES, path)
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        row = int(np.argmin(np.isfinite(images.reshape(len(images), -1)).all(1)))
-        raise InvalidArgument(f"data file {name}: sample {row} holds NaN or Inf; remove it")
+    if not images.ndim:
+        raise InvalidArgument(f"data file {name}: a single number is no sample; the first axis must be that of the samples")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(images.astype(np.float32, copy=False)) if images.dtype.kind == "f" else np.ones(1, bool)
+    if not finite.all():
+        row = int(np.argmin(finite.reshape(len(images), -1).all(1)))
+        raise InvalidArgument(f"data file {name}: sample {row} holds NaN or Inf, as float32; remove it")
     # samples are often sorted by class: the first ones, and those held back, would be of one class each
     order = np.random.default_rng(seed).permutation(len(images))[: SAMPLES if samples is None else samples]
     task = classification(images[order], None, **{"batch": BATCH, **options}, name=name)

@@ -65,6 +65,8 @@ def divide_inputs(draft: Draft, kind: str, prepare: Callable[[nn.Module], Callab
     first, last = _divide(draft.batches)
     task = Task(draft.name, kind, "", False, lambda: first, None, prepare)
     held_back = None if last is None else replace(task, batches=lambda: last)
+    if last is None:
+        notes += ("a single sample cannot be divided: nothing is held back, so the divergence is not measured",)
     return Inputs(task, held_back, sum(map(count_samples, first)), notes)
 
 

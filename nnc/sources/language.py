@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from nnc.errors import InvalidArgument
 from nnc.evaluation.pretrained import first_line, is_pretrained
+from nnc.evaluation.runner import FAILURES
 from nnc.sources.calls import device_of, prepare
 
 LONGEST = 512  # tokens in a window
 CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 TOKENS = 65536  # of text that are used where nothing else is asked for
 LOGITS = 1 << 26  # of one batch
-FAILURES = (RuntimeError, IndexError, ValueError, TypeError, AttributeError)
 
 
 def find_vocabulary(network: nn.Module) -> int | None:
@@ -49,7 +49,9 @@ def find_context(network: nn.Module) -> int:
         except FAILURES as error:
             reason = first_line(error)
             length //= 2
-    raise InvalidArgument(f"{type(network).__name__} does not run on token ids of shape (1, 2) ({reason})")
+    raise InvalidArgument(
+        f"{type(network).__name__} does not run on token ids of shape (1, 2) ({reason}); check that data and model belong together"
+    )
 
 
 def windows_at_a_time(vocabulary: int | None, window: int) -> int:

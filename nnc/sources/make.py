@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nnc.errors import InsufficientData, InvalidArgument
-from nnc.evaluation.models import call, find_function
+from nnc.evaluation.models import call, find_function, own_failures
 from nnc.evaluation.runner import evaluating, make_runner
 from nnc.evaluation.task import KINDS, Task
 from nnc.evaluation.tasks import TASKS, make_task
@@ -87,7 +87,8 @@ def _draft(
         return _own_draft(network, samples, seed, options, progress)
     if isinstance(data, str) and ":" in data and not Path(data).exists():
         made = call(find_function(data), data, **options)
-        return task_draft(made, samples) if isinstance(made, Task) else object_draft(made, network, samples, seed, {}, data)
+        with own_failures(data):  # a generator only runs now
+            return task_draft(made, samples) if isinstance(made, Task) else object_draft(made, network, samples, seed, {}, data)
     if isinstance(data, (str, os.PathLike)):
         return read_file(data, network, folder, samples, seed, options)
     return object_draft(data, network, samples, seed, options)

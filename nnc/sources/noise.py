@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from nnc.errors import InvalidArgument
 from nnc.evaluation.data import whole_option
-from nnc.evaluation.runner import evaluating
+from nnc.evaluation.pretrained import first_line
+from nnc.evaluation.runner import FAILURES, evaluating
 from nnc.sources.calls import device_of, prepare
 from nnc.sources.inputs import Draft
 from nnc.sources.inversion import Progress, bend_inputs, divergence, normalisations
-from nnc.sources.language import FAILURES
 
 OPTIONS = ("batch", "shape")
 COUNT, BATCH, PROBE = 128, 32, 16  # samples in all, in a batch, to adapt the scale with
@@ -35,6 +35,8 @@ def draw_noise(
 ) -> Draft:
     """Samples of the network's input shape; InvalidArgument if that cannot be found and no option `shape` gives it."""
     shape, found = parse_shape(options["shape"]) if "shape" in options else find_shape(network), "shape" not in options
+    if reason := "" if found else _refusal(network, shape):
+        raise InvalidArgument(f"option shape: the network does not run on samples of shape {shape} ({reason}); give another")
     count = COUNT if samples is None else samples
     size = whole_option("batch", options.get("batch", BATCH))
 
@@ -79,15 +81,20 @@ def find_shape(network: nn.Module) -> tuple[int, ...]:
     elif isinstance(first, nn.Conv2d):
         sides = SIDES if max(first.stride) > 1 else SIDES[1:] + SIDES[:1]
         shapes = [(first.in_channels, side, side) for side in sides]
-    call = prepare(network)
     for shape in shapes:
-        with evaluating(network), torch.inference_mode():
-            try:
-                call(torch.zeros(2, *shape, device=device_of(network)))
-            except FAILURES:
-                continue
+        if not _refusal(network, shape):
             return shape
     raise InvalidArgument("the shape of the network's inputs cannot be found: give it as the option shape=3,32,32, or data")
+
+
+def _refusal(network: nn.Module, shape: tuple[int, ...]) -> str:
+    """Why the network does not run on samples of a shape; "" if it does."""
+    with evaluating(network), torch.inference_mode():
+        try:
+            prepare(network)(torch.zeros(2, *shape, device=device_of(network)))
+        except FAILURES as error:
+            return first_line(error)
+    return ""
 
 
 def _noise(shape: tuple[int, ...], seed: int, number: int) -> Tensor:

@@ -85,7 +85,8 @@ def _as_arguments(item: object, network: nn.Module, title: str) -> tuple[tuple, 
 def _tensor(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
-    return torch.from_numpy(np.ascontiguousarray(value, np.float32 if value.dtype == np.float64 else None))
+    with np.errstate(over="ignore"):  # Inf is told of by _check_finite
+        return torch.from_numpy(np.ascontiguousarray(value, np.float32 if value.dtype == np.float64 else None))
 
 
 def _check_finite(batch: Any, title: str) -> None:
