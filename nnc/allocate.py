@@ -36,6 +36,7 @@ from .rdo import (
     level_bits,
     measure_powers,
 )
+from .sensitivity import MOST_SPACING as CALIBRATED_SPACING
 from .sensitivity import Sensitivity
 
 SAMPLE = 1 << 15  # weights sampled per tensor ...
@@ -70,7 +71,8 @@ class Sample:
 
     def step(self, factor: float, states: int, relief: float = 1.0) -> float:
         """The step for a common factor: by the rule, but never so coarse that the tensor vanishes; relief: times as coarse as that."""
-        return min(factor * self.relative, relief * MOST_SPACING * (self.most or self.rms) / make_trellis(states).spacing)
+        spacing = CALIBRATED_SPACING if self.calibrated else MOST_SPACING
+        return min(factor * self.relative, relief * spacing * (self.most or self.rms) / make_trellis(states).spacing)
 
 
 def take_sample(plane: np.ndarray, powers: Powers, factor: float, most: int, follow: bool, rms: float | None = None) -> Sample:

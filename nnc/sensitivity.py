@@ -28,7 +28,7 @@ from .quantize.trellis import make_trellis
 DAMPING = (0.1, 0.01)  # of the diagonals of R and C: with outlier inputs their mean would drown all others
 FEW_ROWS = 48  # planes with fewer are transposed, so that a column of the trellis is long
 LEAST = 1e-4  # sensitivities below this part of their mean are taken for as much
-MOST_SPACING = 2.4  # distance of the values of one quantizer, of the rms of a row or column
+MOST_SPACING = 4.0  # distance of the values of one quantizer, of the rms of a row or column
 
 
 @dataclass(frozen=True, eq=False)

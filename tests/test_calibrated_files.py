@@ -125,7 +125,8 @@ def test_any_factor_gives_a_tensor(factor, states):
     if factor == 1e-9:
         assert found.record.kind == "exact"
     else:
-        assert found.record.kind == "coded" and found.error < found.energy and np.isfinite(found.loss)
+        nothing = statistics.loss(make_plane(tensor)[1])  # the loss of a tensor of zeros; the error itself may well be larger than that
+        assert found.record.kind == "coded" and found.loss < nothing
         assert 8 * len(found.data) / tensor.numel() > 0.2
 
 

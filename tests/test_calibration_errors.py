@@ -119,8 +119,8 @@ def test_errors():
         dict(kind="image"),
         dict(draws=0),
         dict(memory=0),
-        dict(temperature=0),
-        dict(temperature=math.inf),
+        dict(doubt=-0.1),
+        dict(doubt=math.nan),
     ):
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
             gather(mlp(), x, **{"kind": "logits", **wrong})

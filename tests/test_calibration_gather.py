@@ -1,4 +1,4 @@
-"""Statistics of the loss: the formula, against measured losses, groups, temperature, files."""
+"""Statistics of the loss: the formula, against measured losses, groups, doubt, files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calibration_networks import MIXED, Mixed, Tied, check_product, check_same, 
 from torch import nn
 
 from nnc.calibration.gather import gather
-from nnc.calibration.labels import SURE, TEMPERATURES, Doubt, Labels
+from nnc.calibration.labels import DOUBT, Labels
 from nnc.calibration.statistics import Statistics, TensorStatistics
 from nnc.errors import InvalidArgument
 
@@ -34,7 +34,7 @@ def test_loss_is_the_formula():
 
 def test_predicted_is_measured_kl():
     model, x = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 5)), torch.randn(300, 6)
-    found = gather(model, [(x,)], "logits", draws=20, temperature=1.0)
+    found = gather(model, [(x,)], "logits", draws=20, doubt=0.0)
     model.requires_grad_(False)
     p = model(x).log_softmax(-1)
     for name in ("0.weight", "2.weight"):
@@ -142,7 +142,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     calls.clear()
     check_same(whole, gather(model, MIXED, "logits", file=file, progress=lambda *a: calls.append(a)))
     assert calls == []
-    for change in (dict(seed=1), dict(draws=2), dict(joint=False), dict(temperature=2.0)):
+    for change in (dict(seed=1), dict(draws=2), dict(joint=False), dict(doubt=0.5)):
         with pytest.raises(InvalidArgument, match=f"another {next(iter(change))}"):
             gather(model, MIXED, "logits", file=file, **change)
     with pytest.raises(InvalidArgument, match="another kind"):
@@ -172,40 +172,30 @@ def test_positions_that_no_gradient_reaches_do_not_count():
     assert found.samples[1] == sum(map(len, used))
 
 
-def test_temperature_rule():
-    """The lowest at which the entropy is a tenth of what is possible."""
-    logits = torch.randn(400, 8)
-    for factor in (1.0, 8.0, 20.0, 1e4):
-        doubt = Doubt()
-        for part in (factor * logits).split(150):
-            doubt.add(part[:, None])
-        p = [(factor * logits.double() / t).softmax(-1) for t in TEMPERATURES]
-        shares = [float(torch.special.entr(q).sum(-1).mean()) / math.log(8) for q in p]
-        assert doubt.temperature == next((t for t, share in zip(TEMPERATURES, shares) if share >= SURE), TEMPERATURES[-1])
-    assert TEMPERATURES[0] == 1 and TEMPERATURES[-1] == 8 and doubt.temperature == 8
-    ruled = logits.clone()
-    ruled[:, 3] = -math.inf
-    doubt = Doubt()
-    doubt.add(ruled)
-    assert doubt.temperature == 1
+def test_labels_with_doubt():
+    """The covariance of p mixed with the uniform distribution over what is possible."""
+    logits = torch.tensor([[9.0, 0.0, -3.0, -math.inf]])
+    for doubt in (0.0, 0.03, 1.0):
+        labels = Labels(logits.expand(1000, 4), "logits", 0, 0, doubt)
+        draws = torch.cat([labels.draw(number) for number in range(200)]).double()
+        p = (1 - doubt) * logits[0].double().softmax(-1) + doubt * torch.tensor([1 / 3, 1 / 3, 1 / 3, 0])
+        expected = torch.diag(p) - torch.outer(p, p)
+        torch.testing.assert_close(draws.t() @ draws / len(draws), expected, rtol=0.02, atol=3e-4)
+        assert not draws[:, 3].any()
 
 
 def test_a_sure_network_is_given_doubt():
+    """However sure it is, an error in a class that seems impossible has its price."""
     model, x = mlp(), [(torch.randn(50, 6),)]
-    doubtful = gather(model, x, "logits")
-    check_same(doubtful, gather(model, x, "logits", temperature=1.0))
     model[2].weight.data *= 200
-    doubt = Doubt()
-    doubt.add(model(*x[0]))
-    assert doubt.temperature > 1
-    found = gather(model, x, "logits")
-    check_same(found, gather(model, x, "logits", temperature=doubt.temperature))
-    assert found.settings["temperature"] is None
-    # the layer before the large weights matters more when the network is in doubt
-    cold = gather(model, x, "logits", temperature=1.0).tensors["0.weight"]
-    assert trace(found.tensors["0.weight"].columns) > trace(cold.columns)
-    hot = gather(model, x, "values", temperature=5.0)  # only logits have one
-    check_same(hot, gather(model, x, "values"))
+    sure, found = gather(model, x, "logits", doubt=0.0), gather(model, x, "logits")
+    assert found.settings["doubt"] == DOUBT
+    rows = np.diagonal(found.tensors["2.weight"].rows) * trace(found.tensors["2.weight"].columns)
+    power = float(model[:2](x[0][0]).detach().square().sum(1).mean())
+    assert rows.min() > 0.5 * power * DOUBT / len(rows)
+    assert rows.min() > 2 * (np.diagonal(sure.tensors["2.weight"].rows) * trace(sure.tensors["2.weight"].columns)).min()
+    assert trace(found.tensors["0.weight"].columns) > trace(sure.tensors["0.weight"].columns)
+    check_same(gather(model, x, "values", doubt=0.5), gather(model, x, "values"))  # only logits have one
 
 
 def test_draws_and_seeds_do_not_depend_on_how_often_they_are_asked_for():

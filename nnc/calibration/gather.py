@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import InsufficientData, InvalidArgument
 from .fingerprint import digest_batches, digest_model
 from .forward import find_layer, is_finite, run_batch
-from .labels import FACTORS, KINDS, Doubt, Labels, choose_draws, count_predictions
+from .labels import DOUBT, FACTORS, KINDS, Labels, choose_draws, count_predictions
 from .moments import ElementMoment, Lookup, LookupMoment, Product, ProductMoment, combine
 from .ops import Capture, Survey
 from .places import Place, Places
@@ -36,7 +36,7 @@ def gather(
     run: Callable[[nn.Module], Callable[..., Any]] | None = None,
     joint: bool = True,
     draws: int | None = None,
-    temperature: float | None = None,
+    doubt: float = DOUBT,
     memory: float = 2e9,
     seed: int = 0,
     file: str | os.PathLike[str] | None = None,
@@ -49,7 +49,7 @@ def gather(
     run       network -> callable for the batches that returns a tensor, if the network itself does not
     joint     scale to the gradient of whole samples; False: positions of a sequence or an image count as independent
     draws     labels drawn per batch; default 1 to 8, such that there are 4096 predictions and 32 gradients
-    temperature  of the distribution that labels are drawn from; default 1, more for a network that is too sure of these inputs
+    doubt     share of the uniform distribution in the one that labels are drawn from
     memory    bytes for matrices and kept inputs at a time; less means more runs over the data
     file      finished groups are kept there, and not gathered again by a call with the same model, data and settings
     progress  called with (batches done, batches to do, what)
@@ -57,9 +57,9 @@ def gather(
     Raises InvalidArgument (an option out of its range, outputs that are no finite tensor, token ids outside of a table, a file of
     another model or of other settings) and InsufficientData (no batch, or none with a prediction).
     """
-    batches = _check(model, batches, kind, draws, temperature, memory)
+    batches = _check(model, batches, kind, draws, doubt, memory)
     places = Places(model)
-    settings = {"joint": joint, "draws": draws, "temperature": temperature, "seed": seed}
+    settings = {"joint": joint, "draws": draws, "doubt": float(doubt), "seed": seed}
     fingerprint = digest_model(model)
     done = Statistics({}, kind, 0, (), fingerprint, settings)
     if file is not None:
@@ -69,9 +69,8 @@ def gather(
             return done
     call = model if run is None else run(model)
     with frozen(model, places):
-        survey, predictions, count, doubt = _survey(call, model, batches, kind, places, progress)
+        survey, predictions, count = _survey(call, model, batches, kind, places, progress)
         draws = choose_draws(predictions, count) if draws is None else draws
-        heat = doubt.temperature if temperature is None else temperature
         used = [place for place in places.all if place.name in survey.matrices or place.name in survey.elements]
         tensors, unseen = dict(done.tensors), list(done.unseen)
         # a finished tensor is under one of the two names' lists
@@ -85,7 +84,7 @@ def gather(
                     progress(number * runs + batch, len(groups) * runs, "gathering statistics")
 
             for place, found in _gather_group(
-                call, batches, kind, places, group, survey, predictions, draws, heat, joint, seed, report
+                call, batches, kind, places, group, survey, predictions, draws, doubt, joint, seed, report
             ):
                 if found is None:
                     unseen += place.names
@@ -114,7 +113,7 @@ def _check(
     batches: Iterable[tuple],
     kind: str,
     draws: int | None,
-    temperature: float | None,
+    doubt: float,
     memory: float,
 ) -> Iterable[tuple]:
     if not isinstance(model, nn.Module):
@@ -125,8 +124,8 @@ def _check(
         raise InvalidArgument(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
     if draws is not None and draws < 1:
         raise InvalidArgument(f"draws is {draws}, must be 1 or more")
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise InvalidArgument(f"temperature is {temperature}, must be a positive number")
+    if not 0 <= doubt <= 1:
+        raise InvalidArgument(f"doubt is {doubt}, must be from 0 to 1")
     if not memory > 0:
         raise InvalidArgument(f"memory is {memory}, must be a positive number of bytes")
     if not isinstance(batches, Iterable):
@@ -179,10 +178,9 @@ def frozen(model: nn.Module, places: Places) -> Iterator[None]:
 
 def _survey(
     call: Callable, model: nn.Module, batches: Iterable[tuple], kind: str, places: Places, progress: Progress | None
-) -> tuple[Survey, int, int, Doubt]:
+) -> tuple[Survey, int, int]:
     survey = Survey()
     capture = Capture(places, survey=survey, device=_device(places))
-    doubt = Doubt()
     predictions = count = 0
     total = len(batches) if hasattr(batches, "__len__") else 0
     with torch.no_grad():
@@ -193,8 +191,6 @@ def _survey(
             if output.numel() and not is_finite(output, kind):
                 raise InvalidArgument(f"{find_layer(call, model, args)} in batch {number}; check the weights and the data")
             predictions += count_predictions(output, kind)
-            if kind == "logits" and output.numel():
-                doubt.add(output)
             count += 1
             if progress is not None:
                 progress(count, max(count, total), "looking at the network")
@@ -202,7 +198,7 @@ def _survey(
         raise InsufficientData("there is no batch of data to gather statistics from; pass at least one")
     if not predictions:
         raise InsufficientData(f"the {count} batches of data hold no prediction; pass at least one sample")
-    return survey, predictions, count, doubt
+    return survey, predictions, count
 
 
 def _groups(places: list[Place], survey: Survey, memory: float) -> Iterator[list[Place]]:
@@ -230,7 +226,7 @@ def _gather_group(
     survey: Survey,
     predictions: int,
     draws: int,
-    heat: float,
+    doubt: float,
     joint: bool,
     seed: int,
     report: Callable[[int], None],
@@ -250,7 +246,7 @@ def _gather_group(
                 capture.copies |= changed
                 output = run_batch(call, args, number, seed, capture)
             if output.requires_grad:
-                labels = Labels(output, kind, seed, number, heat)
+                labels = Labels(output, kind, seed, number, doubt)
                 leaves = {(p.name, "elements"): p.tensor for p in elements} | capture.leaves
                 for draw in range(draws):
                     gradients = torch.autograd.grad(

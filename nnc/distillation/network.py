@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from ..calibration.labels import Doubt
+from .doubt import Doubt
 
 KEPT_BYTES = 1 << 30  # of the teacher's outputs; the rest is computed again for each use
 
