@@ -51,13 +51,13 @@ def main() -> None:
         weights = sum(value.numel() for value in state.values())
         print(f"{'original':>8} {original:8,} {1:6.1f} {8 * original / weights:11.2f} {before.value:8.2f} {0:9.1g} {1:10.2%}")
         for name, size in sizes.items():
-            report = evaluate(files[name], digits, build, reference=WEIGHTS)
+            report = evaluate(files[name], digits, build, original=WEIGHTS)
             print(f"{name:>8} {size:8,} {original / size:6.1f} {8 * size / weights:11.2f} {report.value:8.2f} "
                   f"{report.fidelity.kl:9.2g} {report.fidelity.top1_agreement:10.2%}")
 
         # 5. Where the error of the smallest file arises: relative error of the outputs of each layer.
         smallest = min(sizes, key=sizes.get)
-        report = evaluate(files[smallest], digits, build, reference=WEIGHTS, layers=True)
+        report = evaluate(files[smallest], digits, build, original=WEIGHTS, layers=True)
         print(f"\nlayers at {smallest}: " + ", ".join(f"{layer.name} {layer.relative_error:.2f}" for layer in report.layers))
 
 

@@ -432,7 +432,7 @@ def test_the_measured_divergence_is_that_of_the_file(tmp_path):
     summary = nnc.compress(network, tmp_path / "o.safetensors", data=rows(), snr=20)
     held = make_inputs(network, rows()).held_back
     decoded = nnc.load_into(dense(), tmp_path / "o.safetensors")
-    assert summary.measured == pytest.approx(evaluate(decoded, held, reference=network).fidelity.kl)
+    assert summary.measured == pytest.approx(evaluate(decoded, held, original=network).fidelity.kl)
 
 
 def test_hugging_face_folders(causal, tmp_path):
@@ -459,7 +459,7 @@ def test_bits_with_data_beat_bits_without(tmp_path):
     for name, extra in (("plain", {}), ("self", {"data": "self", "model": digits_cnn.build})):
         path = tmp_path / f"{name}.safetensors"
         nnc.compress(digits_cnn.WEIGHTS, path, bits=2, effort="fast", **extra)
-        divergence[name] = evaluate(path, task, digits_cnn.build, reference=digits_cnn.WEIGHTS).fidelity.kl
+        divergence[name] = evaluate(path, task, digits_cnn.build, original=digits_cnn.WEIGHTS).fidelity.kl
     assert divergence["self"] < 0.7 * divergence["plain"]
 
 
@@ -482,7 +482,7 @@ def test_losses_by_tensor(tmp_path):
     assert len(measured) == 2 and all(0.5 < loss.predicted / loss.measured < 2 for loss in measured)
     assert [loss.predicted for loss in report.tensors] == sorted((loss.predicted for loss in report.tensors), reverse=True)
     assert report.to_dict()["tensors"][0]["name"] == report.tensors[0].name
-    with pytest.raises(InvalidArgument, match="without a reference"):
+    with pytest.raises(InvalidArgument, match="without an original"):
         evaluate(path, task, dense, statistics=statistics)
     with pytest.raises(InvalidArgument, match="give statistics"):
         evaluate(path, task, dense, original, measured_tensors=2)
@@ -632,11 +632,11 @@ def test_commands(run, tiny, tmp_path):
     data = json.loads(run("compress", source, "-o", out, "--kl", "0.001", "--statistics", stats, "--overwrite", "--json"))
     assert data["predicted_divergence"] == pytest.approx(0.001, rel=0.2) and data["measured_divergence"] is None
     assert data["kind"] == "logits" and data["unseen"] == []
-    text = run("info", out, "--statistics", stats, "--reference", source, "--sort", "loss")
+    text = run("info", out, "--statistics", stats, "--original", source, "--sort", "loss")
     assert text.splitlines()[9].endswith("share  predicted") and "divergence of the network's output" in text
-    described = json.loads(run("info", out, "--statistics", stats, "--reference", source, "--json"))
+    described = json.loads(run("info", out, "--statistics", stats, "--original", source, "--json"))
     assert described["predicted_loss"] == pytest.approx(data["predicted_divergence"], rel=0.01)
-    task = ["--task", "classification", "--data", tiny / "x.npz", *model, "--reference", source, "--statistics", stats]
+    task = ["--task", "classification", "--data", tiny / "x.npz", *model, "--original", source, "--statistics", stats]
     text = run("eval", out, *task, "--per-tensor", "2")
     assert "predicted/measured" in text and "sum of 2" in text
     data = json.loads(run("eval", out, *task, "--per-tensor", "--json"))
@@ -656,7 +656,7 @@ def test_commands_refuse(run, tiny, tmp_path):
         ("no data to use it with", ["compress", source, "-o", out, "--tune"]),
         ("go together", ["info", small, "--statistics", stats]),
         ("needs --statistics", ["info", small, "--sort", "loss"]),
-        ("no such file of statistics", ["info", small, "--statistics", stats, "--reference", source]),
+        ("no such file of statistics", ["info", small, "--statistics", stats, "--original", source]),
     ):
         line = run(*argv, code=2)
         assert said in line and line.count("\n") == 1, line

@@ -38,8 +38,8 @@ OPTIONS = {
     "calibrate": {*DATA, "-o", "--output", "--draws", "--weights-key", "--quiet", "--json"},
     "decompress": {*WRITING, "--reference"},
     "verify": {"--reference", "--threads", "--quiet", "--json"},
-    "info": {"--sort", "--statistics", "--reference", "--json"},
-    "eval": {*CHOSEN, "--reference", "--layers", "--statistics", "--per-tensor", "--quiet", "--json"},
+    "info": {"--sort", "--statistics", "--original", "--json"},
+    "eval": {*CHOSEN, "--original", "--layers", "--statistics", "--per-tensor", "--quiet", "--json"},
     "sweep": {*CHOSEN, *ENCODING, "--bits", "--threads", "-o", "--output", "--no-plot", "--quiet", "--json"},
 }
 NET = """
@@ -339,29 +339,29 @@ def test_eval(run, small, tmp_path):
     example = find_function(f"{CODE}:write_data")
     example(tmp_path / "digits.npz")
     text = run("eval", small, "--task", "classification", "--data", tmp_path / "digits.npz", "--model", f"{CODE}:build",
-               "--option", "batch=64", "--option", "limit=100", "--reference", DIGITS, "--layers", "--device", "cpu")
+               "--option", "batch=64", "--option", "limit=100", "--original", DIGITS, "--layers", "--device", "cpu")
     assert re.search(r"^top-1 %  \d+\.\d{4}$", text, re.MULTILINE) and "classification, 100 outputs" in text
     assert re.search(r"^lost     [+-]\d", text, re.MULTILINE) and re.search(r"^conv4 +Conv2d +0\.\d+$", text, re.MULTILINE)
-    assert re.search(r"^KL nats  \S+ from the reference, same first choice", text, re.MULTILINE)
+    assert re.search(r"^KL nats  \S+ from the original, same first choice", text, re.MULTILINE)
     data = json.loads(run("eval", small, "--task", f"{CODE}:task", "--model", f"{CODE}:build", "--json"))
-    assert list(data) == ["path", "reference", *REPORT] and data["count"] == 599 and data["value"] > 97 and data["loss"] is None
+    assert list(data) == ["path", "original", *REPORT] and data["count"] == 599 and data["value"] > 97 and data["loss"] is None
 
 
 def test_eval_without_a_reference_or_finite_outputs(run, tiny, tmp_path):
     text = run("eval", tiny / "small.safetensors", *net(tiny), "--quiet", "--option", "batch=7")
     assert [line.split("  ")[0] for line in text.splitlines()] == ["path", "task", "top-1 %"]
     save_file({**load_file(tiny / "net.safetensors"), "2.bias": torch.full((4,), torch.inf)}, tmp_path / "inf.safetensors")
-    text = run("eval", tmp_path / "inf.safetensors", *net(tiny), "--reference", tiny / "net.safetensors")
+    text = run("eval", tmp_path / "inf.safetensors", *net(tiny), "--original", tiny / "net.safetensors")
     assert "note     outputs of the model are not finite" in text
     data = json.loads(run("eval", tmp_path / "inf.safetensors", *net(tiny), "--json"))
     assert data["value"] is None and data["finite"] is False
 
 
 @pytest.mark.parametrize("options, said", [
-    (["--layers"], "reference"), (["--option", "spec=1"], "use --task or --data"),
+    (["--layers"], "original"), (["--option", "spec=1"], "use --task or --data"),
     (["--option", "data=1"], "use --task or --data"),
     (["--option", "a=1", "--option", "a=2"], "a is given twice"), (["--option", "colour=1"], "colour"),
-    (["--device", "tpu9"], "device tpu9"), (["--reference", "nowhere.pt"], "nowhere.pt"), (["--option", "batch=many"], "batch"),
+    (["--device", "tpu9"], "device tpu9"), (["--original", "nowhere.pt"], "nowhere.pt"), (["--option", "batch=many"], "batch"),
 ])
 def test_eval_refuses(refuse, tiny, options, said):
     assert said in refuse(2, "eval", tiny / "small.safetensors", *net(tiny), *options)

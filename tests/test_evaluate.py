@@ -65,12 +65,12 @@ def test_harmless_differences_are_noted():
     images, labels = digits_like()
     model = small_net(1)
     state = {f"module.{key}": value for key, value in model.state_dict().items() if "num_batches" not in key}
-    report = evaluate(state, classification(images, labels), small_net, reference=model)
+    report = evaluate(state, classification(images, labels), small_net, original=model)
     assert report.fidelity.kl == 0
     assert report.notes == ("the prefix 'module.' of all tensor names was left out",
                             "1 num_batches_tracked are not in the weights; they have no effect here")
-    report = evaluate(model, classification(images, labels), small_net, reference=state)
-    assert report.notes[0].startswith("reference: the prefix")
+    report = evaluate(model, classification(images, labels), small_net, original=state)
+    assert report.notes[0].startswith("original: the prefix")
 
 
 def test_tied_tensors_may_be_named_once():
@@ -119,8 +119,8 @@ def test_sources_and_models_that_are_refused(tmp_path):
         (lambda: evaluate(small_net().state_dict(), task, lambda size: None), "missing a required argument: 'size'"),
         (lambda: evaluate(small_net(), task, small_net), "there are no weights to put into it"),
         (lambda: evaluate(small_net(), task, device="warp:9"), "device warp:9: not usable here"),
-        (lambda: evaluate(small_net(), task, layers=True), "give a reference or leave layers out"),
-        (lambda: evaluate(small_net(), classification(digits_like()[0], None)), "nothing to measure without a reference"),
+        (lambda: evaluate(small_net(), task, layers=True), "give the original or leave layers out"),
+        (lambda: evaluate(small_net(), classification(digits_like()[0], None)), "nothing to measure without an original"),
         (lambda: build_model(None, None), "no config.json"),
         (lambda: build_model("nothing"), "not of the form module:function"),
     ):
@@ -142,7 +142,7 @@ def noisy(model: nn.Module, amount: float) -> nn.Module:
 def test_kl_and_agreement_against_their_definitions(monkeypatch):
     images, labels = digits_like(33)
     model, reference = noisy(small_net(), 0.3), small_net()
-    first = evaluate(model, classification(images, labels, batch=5), reference=reference)
+    first = evaluate(model, classification(images, labels, batch=5), original=reference)
     p, q = (m.eval()(torch.from_numpy(images)).double().softmax(-1) for m in (reference, model))
     assert first.fidelity.kl == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
     assert first.fidelity.top1_agreement == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
@@ -150,23 +150,23 @@ def test_kl_and_agreement_against_their_definitions(monkeypatch):
     assert first.fidelity.value == first.fidelity.kl and first.fidelity.name == "KL nats"
     assert first.loss == first.reference_value - first.value
     monkeypatch.setattr(fidelity, "CHUNK", 7)
-    again = evaluate(model, classification(images, labels, batch=5), reference=reference)
+    again = evaluate(model, classification(images, labels, batch=5), original=reference)
     assert again.fidelity.kl == pytest.approx(first.fidelity.kl, rel=1e-12)
 
 
 def test_the_same_network_has_no_distance():
     images, labels = digits_like()
-    report = evaluate(small_net(), classification(images, labels), reference=small_net(), layers=True)
+    report = evaluate(small_net(), classification(images, labels), original=small_net(), layers=True)
     assert (report.fidelity.kl, report.fidelity.top1_agreement, report.loss) == (0, 1, 0)
     assert [(layer.name, layer.relative_error) for layer in report.layers] == [("0", 0), ("1", 0), ("3", 0)]
     same = small_net()
-    report = evaluate(same, classification(images, labels), reference=same, layers=True)
+    report = evaluate(same, classification(images, labels), original=same, layers=True)
     assert [layer.relative_error for layer in report.layers] == [0, 0, 0]
 
 
 def test_distance_grows_with_noise():
     images, labels = digits_like(60)
-    reports = [evaluate(noisy(small_net(), amount), classification(images, labels), reference=small_net(), layers=True)
+    reports = [evaluate(noisy(small_net(), amount), classification(images, labels), original=small_net(), layers=True)
                for amount in (1e-3, 1e-2, 1e-1)]
     values = [report.fidelity.kl for report in reports]
     assert 0 < values[0] < values[1] / 50 < values[2] / 2500
@@ -224,7 +224,7 @@ def test_unit_and_value_outputs():
 def test_layers_are_compared_before_an_in_place_activation_writes_over_them():
     images, labels = digits_like()
     model, reference = noisy(small_net(), 0.2).eval(), small_net().eval()
-    layers = evaluate(model, classification(images, labels, batch=7), reference=reference, layers=True).layers
+    layers = evaluate(model, classification(images, labels, batch=7), original=reference, layers=True).layers
     with torch.inference_mode():
         mine, theirs = (net[1](net[0](torch.from_numpy(images))) for net in (model, reference))
     assert layers[1].relative_error == pytest.approx(float((mine - theirs).norm() / theirs.norm()), rel=1e-4)
@@ -251,18 +251,18 @@ def test_layers_called_twice_and_layers_with_several_outputs():
     model = Recurrent(2)
     model.load_state_dict(reference.state_dict())
     task = Task("seq", "values", "none", True, lambda: [(torch.ones(2, 5, 4),), (torch.zeros(1, 3, 4),)])
-    report = evaluate(noisy(model, 0.1), task, reference=reference, layers=True)
+    report = evaluate(noisy(model, 0.1), task, original=reference, layers=True)
     assert [(layer.name, layer.count) for layer in report.layers] == [("mix", 2 * (40 + 12)), ("memory", 30 + 9)]
     assert report.notes == ("1 layers could not be compared: not run, or outputs of another shape",)
     assert report.value is None and report.loss is None and report.count == 39
     with pytest.raises(InvalidArgument, match="no layer with parameters in common"):
-        evaluate(nn.Identity(), task, reference=reference, layers=True)
+        evaluate(nn.Identity(), task, original=reference, layers=True)
 
 
 def test_hooks_are_removed_when_the_network_fails():
     model, reference = small_net(), small_net()
     with pytest.raises(InvalidArgument, match="does not run on batch 0"):
-        evaluate(model, classification(np.zeros((2, 3), np.float32), np.zeros(2, int)), reference=reference, layers=True)
+        evaluate(model, classification(np.zeros((2, 3), np.float32), np.zeros(2, int)), original=reference, layers=True)
     assert not any(module._forward_hooks for net in (model, reference) for module in net.modules())
     assert model.training and reference.training
 
@@ -273,7 +273,7 @@ def test_evaluation_is_in_eval_mode_and_puts_the_flags_back():
     model = nn.Sequential(nn.Dropout(0.9), nn.Linear(6, 4))
     model[1].eval()
     images, labels = digits_like()
-    a, b = (evaluate(model, classification(images, labels), reference=model) for _ in range(2))
+    a, b = (evaluate(model, classification(images, labels), original=model) for _ in range(2))
     assert a.value == b.value and a.fidelity.kl == 0
     assert model.training and model[0].training and not model[1].training
     assert not any(parameter.requires_grad is False for parameter in model.parameters())
@@ -284,13 +284,13 @@ def test_outputs_that_are_not_finite_are_reported_and_not_ranked():
     model = small_net()
     with torch.no_grad():
         model[3].bias[2] = math.nan
-    report = evaluate(model, classification(images, labels), reference=small_net())
+    report = evaluate(model, classification(images, labels), original=small_net())
     assert not report.finite and math.isnan(report.value)
     assert math.isnan(report.fidelity.kl) and report.fidelity.top1_agreement == 0
     assert report.notes == ("outputs of the model are not finite",) and math.isfinite(report.reference_value)
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain["value"] is None and plain["finite"] is False and plain["fidelity"]["kl"] is None
-    back = evaluate(small_net(), classification(images, labels), reference=model)
+    back = evaluate(small_net(), classification(images, labels), original=model)
     assert back.finite and math.isnan(back.reference_value) and back.notes == ("outputs of the reference are not finite",)
 
 
@@ -299,7 +299,7 @@ def test_a_ruled_out_class_counts_as_finite():
     model = small_net()
     with torch.no_grad():
         model[3].bias[2] = -math.inf
-    report = evaluate(model, classification(images, labels), reference=model)
+    report = evaluate(model, classification(images, labels), original=model)
     assert report.finite and report.fidelity.kl == 0
     with torch.no_grad():
         model[3].bias[2] = math.inf
@@ -339,7 +339,7 @@ def test_the_example_network_reads_digits(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     spec = f"{EXAMPLES / 'digits_cnn.py'}"
     weights = load_file(EXAMPLES / "digits_cnn.safetensors")
-    report = evaluate(weights, make_task(f"{spec}:task"), f"{spec}:build", reference=weights, layers=True)
+    report = evaluate(weights, make_task(f"{spec}:task"), f"{spec}:build", original=weights, layers=True)
     assert report.value >= 98 and report.count == 599 and report.fidelity.kl == 0 and report.notes == ()
     assert len(report.layers) == 11
     assert 100_000 < sum(p.numel() for p in build_model(f"{spec}:build").parameters()) < 200_000
@@ -354,7 +354,7 @@ def test_the_example_network_through_the_codec(tmp_path):
     original, small = EXAMPLES / "digits_cnn.safetensors", tmp_path / "small.safetensors"
     nnc.compress(original, small, bits=4)
     code = EXAMPLES / "digits_cnn.py"
-    report = evaluate(small, make_task(f"{code}:task"), f"{code}:build", reference=original)
+    report = evaluate(small, make_task(f"{code}:task"), f"{code}:build", original=original)
     assert small.stat().st_size < original.stat().st_size / 6
     assert report.value > 95 and 0 < report.fidelity.kl < 0.1
 

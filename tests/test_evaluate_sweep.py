@@ -90,7 +90,7 @@ def test_causal_language_models(hugging, fake_nnc, capfd, name):
     tokens = np.random.default_rng(0).integers(0, 40, (3, 9))
     level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     seed = torch.get_rng_state()
-    report = evaluate(folder, perplexity(tokens, batch=2), reference=folder / "model.safetensors", layers=True)
+    report = evaluate(folder, perplexity(tokens, batch=2), original=folder / "model.safetensors", layers=True)
     assert torch.equal(torch.get_rng_state(), seed)
     assert report.fidelity.kl == 0 and report.finite and report.notes == () and len(report.layers) > 8
     assert (transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()) == (level, bars)
@@ -103,7 +103,7 @@ def test_causal_language_models(hugging, fake_nnc, capfd, name):
         expected = F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()).item()
     assert report.value == pytest.approx(expected, rel=1e-5) and report.value == report.reference_value
     half = {key: value.bfloat16() for key, value in loaded(folder).items()}
-    rounded = evaluate(half, perplexity(tokens), reference=folder)
+    rounded = evaluate(half, perplexity(tokens), original=folder)
     assert 0 < rounded.fidelity.kl < 1e-2
     assert evaluate(model, perplexity(tokens)).value == pytest.approx(expected, rel=1e-5)
 
@@ -115,7 +115,7 @@ def test_text_is_read_with_the_folders_tokenizer(hugging, tmp_path, capfd):
     (ids,), = task.batches()
     assert ids.flatten().tolist() == [*([*range(2, 12), 1] * 3)][:32]
     assert capfd.readouterr() == ("", "")
-    assert evaluate(loaded(folder), task, reference=None, model=lambda: build_model(None, folder)).finite
+    assert evaluate(loaded(folder), task, original=None, model=lambda: build_model(None, folder)).finite
     with pytest.raises(InvalidArgument, match="text needs the option tokenizer"):
         make_task("perplexity", tmp_path / "t.txt")
     with pytest.raises(InvalidArgument, match="is no folder"):
@@ -131,7 +131,7 @@ def test_sentence_encoders_are_pooled_over_the_words(hugging, fake_nnc, tmp_path
     folder = hugging["BertModel"]
     (tmp_path / "p.csv").write_text('one,two,score\n"a b, c",d,1.5\n"e ""f""",g h i j a b c,2\nj,a,0.25\n')
     task = make_task("similarity", tmp_path / "p.csv", tokenizer=folder, batch=4)
-    report = evaluate(folder, task, reference=loaded(folder))
+    report = evaluate(folder, task, original=loaded(folder))
     assert report.fidelity.one_minus_cosine == 0 and report.count == 6 and -100 <= report.value <= 100
     model = build_model(None, folder).eval()
     fit(model, loaded(folder))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..evaluation import Point, Report, Task
 
 EVAL = """\
-PATH is a compressed or an original checkpoint.  With --reference the outputs are also compared with
+PATH is a compressed or an original checkpoint.  With --original the outputs are also compared with
 those of the original: KL divergence in nats per prediction, 1 - cosine of embeddings, or mean squared
 error; this needs no labels.
 
@@ -42,7 +42,7 @@ Functions that --task and --model name are Python code that is run.
 
 examples:
   nnc eval small.safetensors --task classification --data test.npz --model net.py:build \\
-      --reference net.safetensors --statistics stats.safetensors --per-tensor
+      --original net.safetensors --statistics stats.safetensors --per-tensor
   nnc eval small/ --task perplexity --data text.txt --option tokenizer=model/ --option window=256
 """
 SWEEP = """\
@@ -63,13 +63,13 @@ def add_parsers(commands: _SubParsersAction) -> None:
     parser = add_command(commands, "eval", "run a task with a compressed or an original checkpoint", EVAL, run_eval)
     parser.add_argument("path", metavar="PATH", help="checkpoint to evaluate: file or folder")
     _add_task(parser)
-    parser.add_argument("--reference", metavar="ORIGINAL", help="checkpoint to compare the outputs with")
-    parser.add_argument("--layers", action="store_true", help="also the relative error of each layer; needs --reference")
+    parser.add_argument("--original", metavar="ORIGINAL", help="checkpoint to compare the outputs with")
+    parser.add_argument("--layers", action="store_true", help="also the relative error of each layer; needs --original")
     parser.add_argument("--statistics", metavar="FILE",
-                        help="of the reference, from nnc calibrate: also the divergence that they predict, in all and by tensor")
+                        help="of the original, from nnc calibrate: also the divergence that they predict, in all and by tensor")
     parser.add_argument("--per-tensor", type=int, nargs="?", const=20, default=0, metavar="N",
                         help="also measure the N tensors with the largest predictions (default 20), each one exchanged alone in the "
-                             "reference; needs --statistics")
+                             "original; needs --statistics")
     add_reporting(parser, "no progress bar")
 
     parser = add_command(commands, "sweep", "compress at several rates and tabulate accuracy against size", SWEEP, run_sweep)
@@ -108,9 +108,9 @@ def run_eval(arguments: Namespace) -> Result:
     from ..evaluation import evaluate
 
     with show_progress(arguments, "batch") as progress:
-        report = evaluate(arguments.path, make_chosen_task(arguments), arguments.model, arguments.reference, arguments.layers,
+        report = evaluate(arguments.path, make_chosen_task(arguments), arguments.model, arguments.original, arguments.layers,
                           progress, arguments.device, arguments.statistics, arguments.per_tensor)
-    data = {"path": arguments.path, "reference": arguments.reference, **report.to_dict()}
+    data = {"path": arguments.path, "original": arguments.original, **report.to_dict()}
     return Result(_describe_report(arguments, report), data)
 
 
@@ -121,9 +121,9 @@ def _describe_report(arguments: Namespace, report: Report) -> str:
         perplexity = "" if report.perplexity is None else f" (perplexity {report.perplexity:.4g})"
         pairs.append((printable(report.metric), f"{report.value:.4f}{perplexity}"))
     if report.loss is not None:
-        pairs.append(("lost", f"{report.loss:+.4f} against {report.reference_value:.4f} of {printable(arguments.reference)}"))
+        pairs.append(("lost", f"{report.loss:+.4f} against {report.reference_value:.4f} of {printable(arguments.original)}"))
     if report.fidelity is not None:
-        distance = f"{report.fidelity.value:.4g} from the reference"
+        distance = f"{report.fidelity.value:.4g} from the original"
         if report.fidelity.top1_agreement is not None:
             distance += f", same first choice {100 * report.fidelity.top1_agreement:.2f} %"
         if report.fidelity.relative_error is not None:

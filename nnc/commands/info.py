@@ -27,7 +27,7 @@ names).  Then a line per tensor:
   bits/weight  of this tensor, without overhead
   SNR dB       signal to noise ratio of this tensor, to half a dB; "exact": without loss
   share        part of all bytes
-  predicted    with --statistics and --reference: divergence of the network's output by this tensor's
+  predicted    with --statistics and --original: divergence of the network's output by this tensor's
                error; "unseen": calibration did not see it.  This decodes all tensors
 
 A terminal shows long names shortened, a pipe or file gets them whole.
@@ -35,7 +35,7 @@ A terminal shows long names shortened, a pipe or file gets them whole.
 examples:
   nnc info small/ --sort size | head -40
   nnc info small.safetensors --json
-  nnc info small.safetensors --statistics stats.safetensors --reference net.safetensors --sort loss
+  nnc info small.safetensors --statistics stats.safetensors --original net.safetensors --sort loss
 """
 HEAD = ("name", "shape", "dtype", "kind", "step", "states", "bytes", "bits/weight", "SNR dB", "share")
 
@@ -46,8 +46,8 @@ def add_parsers(commands: _SubParsersAction) -> None:
     parser.add_argument("--sort", choices=("size", "name", "bits", "loss"),
                         help="order of the tensors: size (most bytes first), name, bits (most bits per weight first), loss (largest "
                              "prediction first, with --statistics); default: as in the checkpoint")
-    parser.add_argument("--statistics", metavar="FILE", help="from nnc calibrate, of the original; needs --reference")
-    parser.add_argument("--reference", metavar="ORIGINAL", help="checkpoint that was compressed; needs --statistics")
+    parser.add_argument("--statistics", metavar="FILE", help="from nnc calibrate, of the original; needs --original")
+    parser.add_argument("--original", metavar="ORIGINAL", help="checkpoint that was compressed; needs --statistics")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -80,15 +80,15 @@ def run_info(arguments: Namespace) -> Result:
 
 def _predict(arguments: Namespace) -> dict[str, float | None] | None:
     """Predicted loss of the float tensors, None for those that calibration did not see; None if no statistics are given."""
-    if (arguments.statistics is None) != (arguments.reference is None):
-        raise InvalidArgument("--statistics and --reference go together: the error is that against the original")
+    if (arguments.statistics is None) != (arguments.original is None):
+        raise InvalidArgument("--statistics and --original go together: the error is that against the original")
     if arguments.statistics is None:
         if arguments.sort == "loss":
-            raise InvalidArgument("--sort loss needs --statistics and --reference")
+            raise InvalidArgument("--sort loss needs --statistics and --original")
         return None
     from ..evaluation import predict_losses
 
-    found = predict_losses(arguments.path, arguments.reference, arguments.statistics)
+    found = predict_losses(arguments.path, arguments.original, arguments.statistics)
     return {name: loss.predicted for name, loss in found.items()}
 
 

@@ -1,7 +1,7 @@
 """What compression costs: tasks, metrics, distance to the original network, sweeps over the rate.
 
     task = make_task("classification", "test.npz")
-    report = evaluate("small.safetensors", task, model="digits_cnn.py:build", reference="digits_cnn.safetensors")
+    report = evaluate("small.safetensors", task, model="digits_cnn.py:build", original="digits_cnn.safetensors")
     report.value, report.fidelity.kl
 """
 from nnc.evaluation.fidelity import Fidelity, LayerError

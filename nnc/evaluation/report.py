@@ -76,44 +76,44 @@ class Report:
         return _plain(dataclasses.asdict(self) | {"loss": self.loss, "perplexity": self.perplexity})
 
 
-def evaluate(source: Source, task: Task, model: Builder | None = None, reference: Source | None = None, layers: bool = False,
+def evaluate(source: Source, task: Task, model: Builder | None = None, original: Source | None = None, layers: bool = False,
              progress: Progress | None = None, device: str | torch.device | None = None,
              statistics: str | os.PathLike | Statistics | None = None, measured_tensors: int = 0) -> Report:
     """Run the network of `source` on a task.
 
-    source, reference  a compressed or an original checkpoint (file or folder), a state dict, or an nn.Module that is ready to
+    source, original  a compressed or an original checkpoint (file or folder), a state dict, or an nn.Module that is ready to
                        run where it is; its training flags are put back
     model      what to build for weights: "module:function", "path/to/file.py:function", a function, or a module that is
                copied; None: what config.json beside the weights says
-    layers     also the error of every layer, against the reference
+    layers     also the error of every layer, against the original
     progress   called with (batches done, batches in all or 0 if unknown, text)
     device     where networks that are built here run; default the CPU
-    statistics  from calibration of the reference: also the predicted divergence, in all and by tensor
-    measured_tensors  so many tensors with the largest predictions are also measured: the reference with that tensor alone exchanged
+    statistics  from calibration of the original: also the predicted divergence, in all and by tensor
+    measured_tensors  so many tensors with the largest predictions are also measured: the original with that tensor alone exchanged
 
     Raises InvalidArgument if the weights do not fit, the network does not run on the data, or there is nothing to measure
-    (no labels and no reference); InsufficientData for an empty data set.
+    (no labels and no original); InsufficientData for an empty data set.
     """
-    if task.measure is None and reference is None:
-        raise InvalidArgument(f"task {task.name} has no labels, so there is nothing to measure without a reference")
-    if layers and reference is None:
-        raise InvalidArgument("the error of the layers is one against a reference; give a reference or leave layers out")
-    if reference is None and (statistics is not None or measured_tensors):
-        raise InvalidArgument("statistics predict the divergence from a reference; give a reference or leave statistics out")
+    if task.measure is None and original is None:
+        raise InvalidArgument(f"task {task.name} has no labels, so there is nothing to measure without an original")
+    if layers and original is None:
+        raise InvalidArgument("the error of the layers is one against an original; give the original or leave layers out")
+    if original is None and (statistics is not None or measured_tensors):
+        raise InvalidArgument("statistics predict the divergence from an original; give the original or leave statistics out")
     if measured_tensors < 0:
         raise InvalidArgument(f"measured_tensors = {measured_tensors}: must be 0 or more")
     if measured_tensors and statistics is None:
         raise InvalidArgument("tensors are measured beside their prediction; give statistics or leave measured_tensors out")
-    if model is not None and isinstance(source, nn.Module) and (reference is None or isinstance(reference, nn.Module)):
+    if model is not None and isinstance(source, nn.Module) and (original is None or isinstance(original, nn.Module)):
         raise InvalidArgument("model is given, but there are no weights to put into it; leave it out")
     target = check_device(device)
-    folder = pretrained_folder(source) or pretrained_folder(reference)
+    folder = pretrained_folder(source) or pretrained_folder(original)
     network, notes = open_network(source, model, folder)
-    other, more = (None, ()) if reference is None else open_network(reference, model, folder)
-    for given, built in ((source, network), (reference, other)):
+    other, more = (None, ()) if original is None else open_network(original, model, folder)
+    for given, built in ((source, network), (original, other)):
         if built is not None and built is not given:
             built.to(target)
-    report = compare(network, other, task, layers, progress, notes + tuple(f"reference: {note}" for note in more))
+    report = compare(network, other, task, layers, progress, notes + tuple(f"original: {note}" for note in more))
     if statistics is None:
         return report
     statistics = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
