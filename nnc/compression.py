@@ -205,8 +205,11 @@ def _align(checkpoint: Checkpoint, reference: ReferenceSource | None, destinatio
     """Compare with the reference, whose name is remembered if it has one that can stand in a file."""
     if reference is None:
         return None
+    path = Path(reference).resolve() if isinstance(reference, (str, os.PathLike)) else None
+    if path == destination.resolve():
+        raise InvalidArgument(f"{reference} is the reference and the output: name another output")
     reader = open_reference(reference, (destination.resolve(),))
-    name = Path(reference).resolve().name if isinstance(reference, (str, os.PathLike)) else ""
+    name = path.name if path else ""
     fits = name.isprintable() and not set(name) & set("/\\:") and len(name.encode()) <= MAX_HINT
     return align(checkpoint, reader, name if fits else "", progress)
 

@@ -1,11 +1,12 @@
 """The contracts on one page: what flows between the stages, who may import whom.  Read this first.
 
-    checkpoint > tensor > plane > CTU > levels > words > unit > container      (encoder)
-    checkpoint < tensor < plane         < levels < words < unit < container    (decoder)
+    checkpoint > tensor > plane - prediction > CTU > levels > words > unit > container      (encoder)
+    checkpoint < tensor < plane + prediction       < levels < words < unit < container      (decoder)
 
 | arrow | type | rule |
 |---|---|---|
 | tensor > plane | float32 (rows, columns), a view where possible; `split` says how | partition/planes.py |
+| plane - prediction | float32 (rows, columns) from the tensor of that name in a reference, or none | prediction/, alignment.py |
 | plane > CTU | tiles of a Grid in raster order; each is one stream, decodable alone | partition/grid.py |
 | CTU > weights | float32 (n,) in steps, down the columns; uint8 (n,) scale indices 1..36 | rdo.gather |
 | weights > levels | int32 (n,), |level| < 2^22 | a Search: scalar or trellis |
@@ -18,8 +19,7 @@ What is asked for is a `config.Config`; what was chosen is a `unit.Coding`.  The
 latter.
 
 A variant of a stage is one file (or one row of a table) and one id: STATES and LABELLINGS in quantize/trellis.py, MODES in
-entropy/scales.py, the shapes in
-entropy/parametric.py, KINDS, FILTERS and DTYPES in unit.py.  An id names one meaning for ever.
+entropy/scales.py, the shapes in entropy/parametric.py, KINDS, FILTERS and DTYPES in unit.py.  An id names one meaning for ever.
 """
 
 from __future__ import annotations

@@ -315,8 +315,12 @@ class TestFinding:
 
     def test_destination_is_not_its_reference(self, files):
         folder, base, tuned = files
-        with pytest.raises(Corruption, match="is its own reference"):
+        with pytest.raises(InvalidArgument, match="is the reference and the output: name another output"):
             nnc.compress(tuned, folder / "delta.safetensors", reference=folder / "delta.safetensors", overwrite=True)
+        nnc.compress(tuned, folder / "next.safetensors", reference=folder / "delta.safetensors")
+        with pytest.raises(Corruption, match="is its own reference"):  # through the next
+            nnc.compress(base, folder / "delta.safetensors", reference=folder / "next.safetensors", overwrite=True)
+        assert nnc.load(folder / "next.safetensors").keys() == tuned.keys()
 
     def test_too_long_a_chain(self, tmp_path):
         state = {"w": normal(8, 8)}
