@@ -42,7 +42,7 @@ ReferenceSource = str | os.PathLike | nn.Module | Mapping[str, torch.Tensor]
 @dataclass(frozen=True, eq=False)
 class Archive:
     """An open compressed checkpoint: its files and the threads that decode.  path: as it was named; given: its reference, None to
-    look beside it; chain: the compressed checkpoints that this one is a reference for.  A reference that is given but not needed is not opened."""
+    look beside it; not opened if it is not needed; chain: the compressed checkpoints that this one is a reference for."""
 
     files: tuple[Container, ...]
     pool: Executor | None

@@ -22,6 +22,7 @@ from .plan import Plan
 ROUNDS = 8  # full encodings at most
 CLOSE = 0.993  # aim at this part of a size ...
 ENOUGH = 0.985  # ... and be content from this part on
+FLATTEST = 0.1  # slope of the size, in parts of one bit per weight and octave
 MOST_RELIEF = 64.0  # steps become so much coarser at last, when even those at which tensors start to vanish are too fine
 CLOSE_DB = 0.02
 CLOSE_LOSS = 0.01
@@ -47,10 +48,18 @@ def meet_size(encoding: Encoding, goal: float, asked: str) -> tuple[Assembly, fl
 
     slope = -max(1, weights) / 8
     factor = find_factor(estimate, max(goal * CLOSE, others + 0.08 * weights), _start(coded), slope) if coded else 1.0
+    states = encoding.search.states
+    most = max((plan.sample.step(float("inf"), states, encoding.relief) / plan.sample.relative for plan in coded), default=1.0)
+    factor = min(factor, most)  # beyond, no step becomes coarser
     best: tuple[Assembly, float] | None = None
     fine, coarse = 0.0, float("inf")  # the coarsest factor known to be too fine, the finest known to fit
+    last: tuple[float, int] | None = None
     for _ in range(ROUNDS if coded else 1):
         assembly = encoding.encode(factor)
+        if last and factor != last[0]:  # flatter where the caps of steps bite
+            secant = (assembly.size - last[1]) / log2(factor / last[0])
+            slope = max(-max(1, weights) / 8, min(FLATTEST * -max(1, weights) / 8, secant))
+        last = factor, assembly.size
         if assembly.size <= goal:
             best = max(best or (assembly, factor), (assembly, factor), key=lambda found: found[0].size)
             coarse = min(coarse, factor)
@@ -58,10 +67,9 @@ def meet_size(encoding: Encoding, goal: float, asked: str) -> tuple[Assembly, fl
             fine = max(fine, factor)
         if ENOUGH * goal <= assembly.size <= goal:
             break
-        steps = [[plan.sample.step(f, 8, encoding.relief) for plan in coded] for f in (factor, factor / 2)]
-        if assembly.size > goal and steps[0] == steps[1]:
-            break  # no step becomes coarser
-        new = factor * 2.0 ** max(-4.0, min(4.0, (goal * CLOSE - assembly.size) / slope))
+        if assembly.size > goal and factor >= most:
+            break
+        new = min(most, factor * 2.0 ** max(-4.0, min(4.0, (goal * CLOSE - assembly.size) / slope)))
         factor = new if fine < new < coarse else (fine * coarse) ** 0.5 if 0 < fine and coarse < float("inf") else new
     if best is None and coded and encoding.relief < MOST_RELIEF:
         return meet_size(replace(encoding, relief=4 * encoding.relief), goal, asked)

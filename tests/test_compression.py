@@ -381,3 +381,14 @@ def test_a_config_object_and_options_that_win(tmp_path):
     nnc.compress(state, tmp_path / "x.safetensors", config=config, snr=30.0, rules=["b=finer:4"])
     infos = {info.name: info for info in nnc.inspect(tmp_path / "x.safetensors").tensors}
     assert infos["a"].kind == "exact" and infos["b"].states == 1 and abs(infos["b"].snr - 30) <= 0.5
+
+
+@pytest.mark.parametrize("part", [0.24, 0.3, 0.4])
+def test_sizes_where_vectors_take_most_of_it(tmp_path, part):
+    """Where steps are capped the size hardly changes with them."""
+    g = torch.Generator().manual_seed(0)
+    state = {f"norm{k}.bias": torch.randn(300, generator=g) for k in range(8)}
+    state |= {f"w{k}": torch.randn(40, 60, generator=g) for k in range(4)}
+    most = nnc.compress(state, tmp_path / "most.safetensors", bits=8).file_bytes
+    summary = nnc.compress(state, tmp_path / "x.safetensors", size=int(part * most))
+    assert 0.98 * part * most <= summary.file_bytes <= part * most
