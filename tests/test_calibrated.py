@@ -162,6 +162,7 @@ def test_token_ids(tmp_path):
     assert short.held_back is None
 
 
+@pytest.mark.slow
 def test_text_for_a_language_model(causal, tmp_path):
     (tmp_path / "t.txt").write_text("the cat sat on the mat and then it ran in the sun " * 20)
     found = check_calibrates(nnc_network(causal), tmp_path / "t.txt", "logits", data_options={"tokenizer": causal}, samples=8)

@@ -50,6 +50,7 @@ def wanted_loss(tensor, statistics) -> float:
     return 0.01 * statistics.loss(make_plane(tensor)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_round_trip(shape, dtype, tmp_path):

@@ -480,6 +480,7 @@ def process(*argv: object, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "nnc", *map(str, argv)], cwd=ROOT, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_closed_pipe(small, unbuffered):
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
@@ -488,6 +489,7 @@ def test_closed_pipe(small, unbuffered):
         assert running.stderr.read() == b"" and running.wait() == 141
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_full_disk(small):
     with open("/dev/full", "wb") as full, process("info", small, stdout=full, stderr=subprocess.PIPE) as running:
@@ -564,6 +566,7 @@ def test_interrupt_while_writing_leaves_nothing(monkeypatch, capsys, tmp_path):
         assert capsys.readouterr() == ("", "nnc: interrupted\n") and os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 def test_interrupt_of_a_real_process(tmp_path):
     import pty

@@ -60,6 +60,7 @@ def check_round_trip(source, path, exact=(), **options) -> tuple[nnc.Summary, di
     return summary, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", ["fast", "default", "high", "max"])
 @pytest.mark.parametrize("options", [{"bits": 3.0}, {"step": 0.05}, {"snr": 30.0}])
 def test_one_of_everything_comes_back(tmp_path, effort, options):
@@ -113,6 +114,7 @@ def test_size_is_met_on_a_real_network(tmp_path):
         assert 0.98 * size <= summary.file_bytes <= size
 
 
+@pytest.mark.slow
 def test_impossible_size_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(nnc.InvalidArgument, match="size = 100 cannot be met"):
         nnc.compress(DIGITS, tmp_path / "x.safetensors", size=100)
@@ -208,6 +210,7 @@ def test_bad_options_are_refused(tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_same_bytes_at_any_thread_count_and_twice(tmp_path):
     state = make_state() | {"big": torch.randn(600, 700)}
     for options in ({"bits": 3.0}, {"step": 0.1, "effort": "high"}):
@@ -326,6 +329,7 @@ def test_nothing_to_compress_is_still_a_checkpoint(tmp_path):
         nnc.compress({}, tmp_path / "y.safetensors")
 
 
+@pytest.mark.slow
 def test_finite_weights_stay_finite(tmp_path):
     """Weights next to the largest number of their dtype, and next to the smallest: no infinity, no warning."""
     g = torch.Generator().manual_seed(0)
@@ -359,6 +363,7 @@ def test_options_that_cannot_take_effect_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_sources_that_deflate_to_nothing_still_fit_the_bounds_of_readers(tmp_path):
     """A directory of repeated text, and shapes that no reader takes."""
     save_file({"w": torch.randn(20, 20)}, tmp_path / "m.safetensors", {"notes": "v" * 1_000_000})

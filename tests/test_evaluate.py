@@ -359,6 +359,7 @@ def test_the_example_network_through_the_codec(tmp_path):
     assert report.value > 95 and 0 < report.fidelity.kl < 0.1
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported():
     code = "import sys, nnc.evaluation; sys.exit(any(name in sys.modules for name in ('transformers', 'matplotlib', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES.parent).returncode == 0

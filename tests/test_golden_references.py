@@ -66,6 +66,7 @@ def relative(chance: random.Random, g: torch.Generator, base: torch.Tensor) -> t
     return (wide + chance.choice([0.003, 0.1, 0.5]) * noise).to(chance.choice([base.dtype, base.dtype, *FLOATS]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
 def test_random_pair(seed, tmp_path):
     chance, g = random.Random(seed), torch.Generator().manual_seed(seed)

@@ -322,6 +322,7 @@ class TestFinding:
             nnc.compress(base, folder / "delta.safetensors", reference=folder / "next.safetensors", overwrite=True)
         assert nnc.load(folder / "next.safetensors").keys() == tuned.keys()
 
+    @pytest.mark.slow
     def test_too_long_a_chain(self, tmp_path):
         state = {"w": normal(8, 8)}
         path = tmp_path / "0.safetensors"

@@ -278,6 +278,7 @@ def test_step_size_grows_while_the_loss_hardly_falls_and_shrinks_when_it_rises()
     assert min(entry.step_size for entry in large.log) < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("states", [1, 8])
 def test_sharpness_that_rises_beats_one_that_stays_low(states):
     plane, statistics = make_source()

@@ -53,8 +53,8 @@ def test_unknown_number_of_states_is_refused():
 
 
 @pytest.mark.parametrize("labelling", [0, 1])
-@pytest.mark.parametrize("states", [4, 8, 16, 64])
-@pytest.mark.parametrize("lagrangian", [0.0, 0.3])
+@pytest.mark.parametrize("states", [4, *(pytest.param(states, marks=pytest.mark.slow) for states in (8, 16, 64))])
+@pytest.mark.parametrize("lagrangian", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_search_equals_exhaustive_search(states, labelling, lagrangian):
     rng = np.random.default_rng(states + labelling)
     bits = level_bits(ModelBank(), 2)
