@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from .checkpoint import Checkpoint, TensorSpec
 from .decoder import ReferenceReader
-from .encoded import Predicted
+from .encoded import Predicted, same_bytes
 from .encoder import make_plane
 from .entropy.scales import encode_codes
 from .errors import InvalidArgument
@@ -73,7 +73,7 @@ class Alignment:
             return 0
         if not self.knows(order):
             self.permutations.append(order)
-        return 1 + next(number for number, known in enumerate(self.permutations) if np.array_equal(known, order))
+        return next(number for number, known in enumerate(self.permutations, 1) if np.array_equal(known, order))
 
 
 def align(
@@ -107,7 +107,7 @@ def align(
 def _match(found: Alignment, spec: TensorSpec, tensor: torch.Tensor, base: torch.Tensor) -> Match | None:
     if base.dtype not in DTYPES.values():
         return None
-    same = tensor.dtype == base.dtype and torch.equal(_bytes(tensor), _bytes(base))
+    same = tensor.dtype == base.dtype and same_bytes(tensor, base)
     digest = digest_tensor(base, DTYPES.id(base.dtype))
     if same or spec.dtype not in CODED_DTYPES or base.dtype not in CODED_DTYPES or spec.numel < 2:
         return Match(digest, same)
@@ -125,10 +125,6 @@ def _match(found: Alignment, spec: TensorSpec, tensor: torch.Tensor, base: torch
         return Match(digest)
     numbers = tuple(0 if order is None else found.number(order) for order in orders)
     return Match(digest, False, numbers, confidence)
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)  # NaN is like itself, and 0 not like -0
 
 
 def _possible_orders(found: Alignment, weights: np.ndarray, other: np.ndarray):

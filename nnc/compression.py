@@ -205,8 +205,8 @@ def _align(checkpoint: Checkpoint, reference: ReferenceSource | None, destinatio
     """Compare with the reference, whose name is remembered if it has one that can stand in a file."""
     if reference is None:
         return None
-    path = Path(reference).resolve() if isinstance(reference, (str, os.PathLike)) else None
-    if path == destination.resolve():
+    path = Path(os.path.abspath(reference)) if isinstance(reference, (str, os.PathLike)) else None  # a link by its own name
+    if path and path.resolve() == destination.resolve():
         raise InvalidArgument(f"{reference} is the reference and the output: name another output")
     reader = open_reference(reference, (destination.resolve(),))
     name = path.name if path else ""

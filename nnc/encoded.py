@@ -42,3 +42,8 @@ class EncodedTensor:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, little endian, without a copy where it is contiguous."""
     return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+
+
+def same_bytes(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether two tensors of one dtype have the same bytes: NaN is like itself, and 0 not like -0."""
+    return torch.equal(*(tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (one, two)))

@@ -22,7 +22,7 @@ from .calibration.statistics import Statistics
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
 from .container import entry_dtype
-from .encoded import tensor_bytes
+from .encoded import same_bytes, tensor_bytes
 from .encoder import make_plane
 from .errors import InvalidArgument, Unsupported
 from .partition.planes import MAX_AXES, choose_split
@@ -199,8 +199,7 @@ def _is_equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
     """Whether two tensors of one fingerprint have the same bytes."""
     if name == other:
         return False
-    one, two = (checkpoint.read(key).contiguous().flatten().view(torch.uint8) for key in (name, other))
-    return torch.equal(one, two)
+    return same_bytes(checkpoint.read(name), checkpoint.read(other))
 
 
 def _fingerprint(tensor: torch.Tensor) -> tuple:

@@ -248,6 +248,16 @@ class TestFinding:
         assert nnc.verify(folder / "delta.safetensors") == len(base)
         nnc.decompress(folder / "delta.safetensors", folder / "back.safetensors")
 
+    def test_link_goes_by_its_own_name(self, files):
+        """As in a cache whose files are links to blobs."""
+        folder, base, tuned = files
+        (folder / "blobs").mkdir()
+        (folder / "base.safetensors").rename(folder / "blobs" / "1f2e")
+        (folder / "base.safetensors").symlink_to(folder / "blobs" / "1f2e")
+        nnc.compress(tuned, folder / "other.safetensors", snr=30, reference=folder / "base.safetensors")
+        assert nnc.inspect(folder / "other.safetensors").reference == "base.safetensors"
+        assert nnc.load(folder / "other.safetensors").keys() == base.keys()
+
     def test_missing(self, files):
         folder, base, _ = files
         (folder / "base.safetensors").unlink()
