@@ -118,7 +118,7 @@ class Archive:
         reference = self.reference if directory.units[index].reference else None
         permutations = directory.reference.permutations if directory.reference else ()
         return decode_unit(
-            directory.units[index], records, file.read_unit(index), directory.bank, self.pool, reference, permutations
+            directory.units[index], records, file.read_unit(index), directory.bank, self.pool, reference, permutations, directory.matrices
         )
 
     @cached_property

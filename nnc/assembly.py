@@ -22,6 +22,7 @@ from .encoded import EncodedTensor
 from .entropy.explicit import ModelBank
 from .errors import Unsupported
 from .prediction.reference import digest_unit
+from .tools import Matrices
 
 BUNDLE = 1 << 16  # small tensors are bundled into units of at most this many bytes ...
 LARGE = 1 << 24  # ... and of this many decoded ones
@@ -90,6 +91,7 @@ def assemble_files(
     origin: str,
     limit: int | None,
     reference: ReferenceEntry | None = None,
+    matrices: Matrices = (),
 ) -> Assembly:
     """Lay out the tensors in files of at most `limit` bytes of units (one tensor may be more); `targets`: name of an alias ->
     name it stands for.
@@ -110,7 +112,7 @@ def assemble_files(
         shards[shard_of[targets.get(e.record.name, e.record.name)]].append(e)
     identity = checksum(b"".join(e.content.to_bytes(4, "little") for e in encoded)) if len(shards) > 1 else 0
     files = tuple(
-        _build_parts(members, targets, bank, origin, Shard(number, len(shards), identity), reference)
+        _build_parts(members, targets, bank, origin, Shard(number, len(shards), identity), reference, matrices)
         for number, members in enumerate(shards)
     )
     for file in files:
@@ -129,6 +131,7 @@ def _build_parts(
     origin: str,
     shard: Shard,
     reference: ReferenceEntry | None,
+    matrices: Matrices,
 ) -> FileParts:
     index = {e.record.name: number for number, e in enumerate(members)}
     records = tuple(
@@ -152,7 +155,8 @@ def _build_parts(
         for (own, group), part in zip(groups, data)
     )
     used = reference if any(unit.reference for unit in units) else None
-    return FileParts(Directory(bank, origin, records, units, shard, used), data)
+    turned = any(record.coding and record.coding.tools.transform for record in records)
+    return FileParts(Directory(bank, origin, records, units, shard, used, matrices if turned else ()), data)
 
 
 def _digest_reference(group: list[EncodedTensor]) -> bytes:

@@ -26,7 +26,7 @@ from .directory import MAX_HINT
 from .encoded import EncodedTensor, tensor_bytes
 from .encoding import Encoding, Progress
 from .errors import Corruption, InvalidArgument
-from .plan import plan_tensors
+from .plan import plan_tensors, survey_bases
 from .targets import meet_loss, meet_size, meet_snr
 from .tuning import Tuner, apply_tuning, decode_all
 from .workers import check_threads, open_workers
@@ -99,9 +99,10 @@ def compress(
     threads, folder = check_threads(threads), destination.suffix != ".safetensors"
     with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
         alignment = _align(checkpoint, reference, destination, progress)
-        plans = plan_tensors(checkpoint, asked, workers, progress, statistics, alignment)
+        bases = survey_bases(checkpoint, asked, alignment)
+        plans = plan_tensors(checkpoint, asked, workers, progress, statistics, alignment, bases)
         limit = (asked.shard_bytes or SHARD_BYTES) if folder else None
-        encoding = Encoding(checkpoint, plans, asked, workers, progress, limit, alignment)
+        encoding = Encoding(checkpoint, plans, asked, workers, progress, limit, alignment, tuple(bases.matrices))
         assembly, factor, measured = _meet_target(encoding, measure, tune)
         with atomic_output(destination, folder=folder, overwrite=overwrite) as temporary:
             written = _write(assembly, temporary, folder)

@@ -12,6 +12,10 @@ from .errors import InvalidArgument
 from .quantize.trellis import LABELLINGS, STATES
 
 TARGETS = ("bits", "size", "snr", "step", "kl")
+TOOLS = {  # name: whether it pays on trained networks, so that it is among the default ones
+    "transform": True,
+    "memory": True,
+}
 SUBSTITUTIONS = ("feedback", "gradient", "none")
 ACTIONS = ("exact", "skip", "finer", "coarser")
 DEFAULT_SNR = 25.0  # dB: about four bits per weight
@@ -84,7 +88,8 @@ class Config:
     effort: name of an Effort, whose states and Lagrangian (step^2 per bit) may be set on their own; labelling: auto, plain or
     sign-symmetric; substitution: with calibration, what is coded in place of the weights: feedback of errors, a gradient search after
     that (slow), or none; shard_bytes: of the files
-    in a folder, default 5e9; lossless: keep every value, in place of a target; rules: the last that matches a tensor counts.
+    in a folder, default 5e9; lossless: keep every value, in place of a target; tools: that may be used where they pay, their names with commas between, or default,
+    all, none; rules: the last that matches a tensor counts.
     """
 
     bits: float | None = None
@@ -99,6 +104,7 @@ class Config:
     lagrangian: float | None = None
     shard_bytes: int | None = None
     lossless: bool = False
+    tools: str = "default"
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -125,6 +131,7 @@ class Config:
             raise InvalidArgument(
                 "labelling sign-symmetric needs more than one state: raise the effort or leave the labelling to auto"
             )
+        self.chosen_tools
         if self.substitution not in SUBSTITUTIONS:
             raise InvalidArgument(f"substitution {self.substitution!r}: must be one of {', '.join(SUBSTITUTIONS)}")
         if self.labelling not in ("auto", *LABELLINGS.values()):
@@ -142,6 +149,18 @@ class Config:
     def follow(self) -> bool:
         """Whether steps of rows follow their scales: not where one absolute step is asked for."""
         return self.step is None
+
+    @property
+    def chosen_tools(self) -> frozenset[str]:
+        """Tools that may be used; no change of basis where one absolute step is asked for, as that bounds the error of each weight."""
+        sets = {"default": [name for name, pays in TOOLS.items() if pays], "all": list(TOOLS), "none": []}
+        names = sets.get(self.tools) if isinstance(self.tools, str) else None
+        if names is None:
+            names = [name.strip() for name in self.tools.split(",")] if isinstance(self.tools, str) else [None]
+        unknown = [name for name in names if name not in TOOLS]
+        if unknown:
+            raise InvalidArgument(f"tools {self.tools!r}: must be {', '.join(sets)}, or some of {', '.join(TOOLS)} with commas between")
+        return frozenset(names) - ({"transform"} if self.target[0] == "step" else set())
 
     @property
     def chosen_effort(self) -> Effort:

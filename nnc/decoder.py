@@ -22,10 +22,13 @@ from .fields import Permutations, Steps
 from .kernels.streams import decode_four, decode_tile
 from .partition.grid import Grid
 from .partition.planes import plane_shape
+from .prediction.memory import MemoryCodes, read_memory
 from .prediction.reference import CERTAIN, digest_tensor, digest_unit, predict
 from .quantize.logarithm import rebuild_powers
 from .quantize.steps import StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
+from .tools import NO_TOOLS, Matrices
+from .transform.matrices import apply_matrix
 from .unit import CODED_DTYPES, DTYPES, Record
 
 BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
@@ -62,9 +65,10 @@ def decode_unit(
     pool: Executor | None = None,
     reference: ReferenceReader | None = None,
     permutations: Permutations = (),
+    matrices: Matrices = (),
 ) -> Callable[[], list[torch.Tensor]]:
     """Start to decode a unit; the returned function waits for the tensors of its records (aliases left out) and checks the
-    digest.  permutations: of the directory.
+    digest.  permutations, matrices: of the directory.
 
     Raises Corruption at once if the checksum of `data` differs, later if the streams do not decode to the levels that were coded;
     InvalidArgument if the reference is not the one that the unit was made with.
@@ -87,7 +91,7 @@ def decode_unit(
                 raise InvalidArgument(f"tensor {record.name!r} is a difference to a reference: name that")
             reference.check(record)
         if record.kind == "coded":
-            jobs.append(_start_coded(record, part, bank, pool, permutations))
+            jobs.append(_start_coded(record, part, bank, pool, permutations, matrices))
         elif record.kind == "same":
             jobs.append(lambda base: (base.clone(), []))
         else:
@@ -161,7 +165,7 @@ def _inflate(record: Record, data: memoryview) -> bytes:
 
 
 def _start_coded(
-    record: Record, data: memoryview, bank: ModelBank, pool: Executor | None, permutations: Permutations
+    record: Record, data: memoryview, bank: ModelBank, pool: Executor | None, permutations: Permutations, matrices: Matrices
 ) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
     coding = record.coding
     grid = coding.grid(record.shape)
@@ -172,11 +176,15 @@ def _start_coded(
     if coding.prediction:
         fields.append(coding.prediction.confidence)
         numbers.append(plane_shape(record.shape, coding.split)[0])
+    if coding.tools.memory:
+        fields += [coding.tools.memory.labels, coding.tools.memory.confidence]
+        numbers += [grid.columns, grid.columns]
     for codes, number in zip(fields, numbers):
         arrays.append(decode_codes(codes.mode, codes.spread, bytes(data[place : place + codes.length]), number))
         place += codes.length
     if coding.prediction and not ((-CERTAIN <= arrays[4]) & (arrays[4] <= 0)).all():
         raise Corruption(f"tensor {record.name!r}: a confidence is outside 0..1: the file is damaged")
+    memory = read_memory(coding.tools.memory.limit, *arrays[-2:]) if coding.tools.memory else None
     for length in coding.streams:
         streams.append(unpack_words(data[place : place + length]))
         place += length
@@ -238,7 +246,10 @@ def _start_coded(
         if overflows and not np.isfinite([plane.min(), plane.max()]).all():
             raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
         restored = rebuild_powers(plane, coding.step) if logarithmic else plane
-        restored = np.ascontiguousarray(restored.T) if coding.transposed else restored
+        if coding.tools != NO_TOOLS:
+            restored = _use_tools(record, restored, tiles, memory, matrices)
+        elif coding.transposed:
+            restored = np.ascontiguousarray(restored.T)
         if base is not None:
             restored = _add_prediction(record, restored, base, arrays[4], permutations)
         values = torch.from_numpy(restored).reshape(record.shape)
@@ -248,6 +259,23 @@ def _start_coded(
         return values, [int(d) for d in digests]
 
     return wait
+
+
+def _use_tools(
+    record: Record, plane: np.ndarray, tiles: list[tuple[int, int, int, int]], memory: MemoryCodes | None, matrices: Matrices
+) -> np.ndarray:
+    """The plane (not transposed) with predictions of its columns and after its transform, float32."""
+    coding = record.coding
+    if memory:
+        for tile in tiles:
+            memory.add(plane, tile)
+    plane = np.ascontiguousarray(plane.T) if coding.transposed else plane
+    if coding.tools.transform:
+        for matrix, stride in coding.tools.transform.steps:
+            plane = apply_matrix(plane, matrices[matrix], stride)
+    if not np.isfinite([plane.min(), plane.max()]).all():
+        raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
+    return plane
 
 
 def _add_prediction(

@@ -14,6 +14,8 @@ from .prediction.permutation import (
     encode_permutation,
 )
 from .prediction.reference import DIGEST
+from .tools import Matrices
+from .transform.matrices import MAX_MATRICES, read_matrix, write_matrix
 from .unit import MAX_TENSORS, Record
 
 MAX_ORIGIN = 1 << 24
@@ -113,7 +115,7 @@ class Shard:
 @dataclass(frozen=True)
 class Directory:
     """What a file holds: its place among the shards, models of its planes, the origin of the checkpoint (JSON text), what it is
-    predicted from, records in their original order, units.
+    predicted from, matrices of transforms, records in their original order, units.
     """
 
     bank: ModelBank
@@ -122,6 +124,7 @@ class Directory:
     units: tuple[Unit, ...]
     shard: Shard = Shard()
     reference: ReferenceEntry | None = None
+    matrices: Matrices = ()
 
     def write(self) -> bytes:
         out = Writer()
@@ -133,6 +136,9 @@ class Directory:
         out.varint(self.reference is not None)
         if self.reference:
             self.reference.write(out)
+        out.varint(len(self.matrices))
+        for matrix in self.matrices:
+            write_matrix(matrix, out)
         out.varint(len(self.records))
         lanes = Lanes.make(Writer)
         for record in self.records:
@@ -155,9 +161,10 @@ class Directory:
             raise Corruption("the origin is not UTF-8: the file is damaged") from None
         reference = ReferenceEntry.read(data) if data.varint("number of references", 1) else None
         permutations = reference.permutations if reference else None
+        matrices = tuple(read_matrix(data) for _ in range(data.varint("number of matrices", MAX_MATRICES)))
         number = data.varint("number of tensors", MAX_TENSORS)
         lanes = Lanes.make(lambda: Reader(data.block("lane", MAX_DIRECTORY)))
-        records = tuple(Record.read(lanes, index, bank.count, permutations) for index in range(number))
+        records = tuple(Record.read(lanes, index, bank.count, permutations, matrices) for index in range(number))
         for name, lane in zip(Lanes._fields, lanes):
             lane.finish(f"lane of {name}")
         units: list[Unit] = []
@@ -173,7 +180,7 @@ class Directory:
         for record in records:
             if record.kind == "alias":
                 _check_alias(record, records)
-        return cls(bank, origin, records, tuple(units), shard, reference)
+        return cls(bank, origin, records, tuple(units), shard, reference, matrices)
 
 
 def _check_alias(record: Record, records: tuple[Record, ...]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log2
 
 import numpy as np
 import torch
 
+from .bases import Basis
+from .prediction.memory import MemoryCodes
 from .unit import Record
 
 
@@ -19,6 +22,23 @@ class Predicted:
     orders: tuple[int, int]
     confidence: np.ndarray
     digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What is done to the plane of a tensor before it is coded.  basis: of its columns; memory: foretells columns, of the transposed plane if
+    `transposed`."""
+
+    basis: Basis | None = None
+    memory: MemoryCodes | None = None
+    transposed: bool = False
+
+    def coefficients(self, plane: np.ndarray) -> np.ndarray:
+        """In the basis, not transposed."""
+        return self.basis.coefficients(plane) if self.basis else plane
+
+
+PLAIN = Layout()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +57,14 @@ class EncodedTensor:
     energy: float = 0.0
     loss: float | None = None
     reference: bytes = b""
+
+    def cost(self, price: float | None) -> float:
+        """What ways to code the same tensor are compared by: bits, and loss at `price` per bit; without a price half a bit per weight for an
+        octave of the squared error, as fine quantization trades them."""
+        bits = 8.0 * len(self.data)
+        if price:
+            return bits + (self.loss or 0.0) / price
+        return bits + self.record.elements / 2 * log2(max(self.error, 1e-300))
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from .calibration.statistics import TensorStatistics
 from .coder import checksum, pack_words
 from .directory import MAX_EXPANSION
-from .encoded import EncodedTensor, Predicted, tensor_bytes
+from .encoded import PLAIN, EncodedTensor, Layout, Predicted, tensor_bytes
 from .entropy.explicit import ModelBank
 from .entropy.scales import OFF, encode_codes
 from .exact import encode_exact
@@ -20,6 +20,7 @@ from .feedback import find_levels_with_feedback
 from .fields import Codes, Orders, Prediction, Steps
 from .kernels.planes import error_and_energy
 from .kernels.streams import encode_tile, rebuild_levels
+from .memories import refit_memory
 from .partition.grid import choose_grid
 from .partition.planes import choose_split, plane_shape
 from .quantize.logarithm import RESOLUTION, logarithms, rebuild_powers
@@ -39,13 +40,21 @@ from .rdo import (
     measure_powers,
     move,
 )
-from .sensitivity import DAMPING, Sensitivity, choose_steps, short_step
+from .sensitivity import (
+    DAMPING,
+    Sensitivity,
+    choose_steps,
+    following_steps,
+    short_step,
+)
 from .substitution import FrozenCodec, measure_loss, substitute
+from .tools import Memory, Tools, Transform
 from .unit import Coding, Record
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
 MAX_EMPTY = 1 << 22  # bytes of a tensor that may shrink to nothing; readers bound the tensors of a file by its size
 FINEST_VECTOR, COARSEST_VECTOR = 1 / 512, 1 / 2  # steps of vectors, of their rms
+MEMORY_AREA = 1 << 20  # weights of a CTU in which columns are foretold by memories
 FINEST = 1 << 20  # largest weight in steps: levels of the format end at 2^22, and float32 has 24 bits
 LOGARITHMIC = LABELLINGS.id("logarithmic")
 
@@ -68,19 +77,27 @@ def encode_coded(
     follow: bool = False,
     sensitivity: Sensitivity | None = None,
     predicted: Predicted | None = None,
+    layout: Layout = PLAIN,
 ) -> EncodedTensor:
     """Quantize and code a tensor with the given step.
 
-    powers: those of its plane, or of what remains of it after the prediction; pool: threads for its CTUs; follow: the steps of the rows
+    powers: those of its plane as it is coded, so of what remains of it after the prediction; pool: threads for its CTUs; follow: the steps of the rows
     follow their scales; sensitivity: to tell the loss by, without effect on the levels.
 
     Where the step is finer than float32 can tell, or where so few bytes would remain that readers refuse them, the tensor is kept
     without loss.
     """
-    split, plane = make_plane(tensor)
-    plane = plane if predicted is None else plane - predicted.plane
-    step = float(np.float32(step))
-    job = Job(plane, split, step, step, follow, None, sensitivity, predicted=predicted)
+    split, weights = make_plane(tensor)
+    plane = layout.coefficients(weights if predicted is None else weights - predicted.plane)
+    step, steps = float(np.float32(step)), None
+    if layout.memory:
+        plane = np.ascontiguousarray(plane.T) if layout.transposed else plane
+        steps = following_steps(plane) if follow and layout.transposed else None
+        follow = follow and not layout.transposed
+    job = Job(plane, split, step, step, follow, steps, sensitivity, layout=layout, predicted=predicted)
+    if layout.memory:
+        job = _refit_memory(job, search)
+        powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane)))
     return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
 
 
@@ -95,6 +112,7 @@ def encode_calibrated(
     substitution: str = "feedback",
     predicted: Predicted | None = None,
     relief: float = 1.0,
+    layout: Layout = PLAIN,
 ) -> EncodedTensor:
     """The same with the steps that its sensitivity asks for at the common factor, and with feedback of errors.
 
@@ -102,12 +120,15 @@ def encode_calibrated(
     """
     split, weights = make_plane(tensor)
     turn = (lambda plane: np.ascontiguousarray(plane.T)) if sensitivity.transposed else (lambda plane: plane)
-    steps = choose_steps(sensitivity, turn(weights), factor, search.states, relief)
+    wanted = turn(layout.coefficients(weights))
+    steps = choose_steps(sensitivity, wanted, factor, search.states, relief)
     step = float(np.float32(steps.step))
     price = factor**2 / 2 * search.lagrangian if substitution == "gradient" else None
-    plane = turn(weights if predicted is None else weights - predicted.plane)
-    job = Job(plane, split, step, step, False, (steps.rows, steps.columns), sensitivity, substitution != "none", price, predicted)
-    powers = measure_powers(job.relative_plane(plane))
+    plane = wanted if predicted is None else turn(layout.coefficients(weights - predicted.plane))
+    chosen = (steps.rows, steps.columns)
+    job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout)
+    job = _refit_memory(job, search) if layout.memory else job
+    powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane))
     return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
 
 
@@ -175,7 +196,7 @@ def encode_vector(
 class Job:
     """A plane and how it is to be coded: levels `grid_step` apart, times what `steps` of rows and columns say; `step` is what the
     record says.  sensitivity: of a plane whose errors are fed back (if `feedback`), or whose loss is to be told; price: loss per bit, for
-    a search by gradients; predicted: what the plane was reduced by."""
+    a search by gradients; predicted: what the plane was reduced by; layout: in which it is."""
 
     plane: np.ndarray
     split: int
@@ -187,10 +208,11 @@ class Job:
     feedback: bool = True
     price: float | None = None
     predicted: Predicted | None = None
+    layout: Layout = PLAIN
 
     @property
     def transposed(self) -> bool:
-        return bool(self.steps and self.sensitivity and self.sensitivity.transposed)
+        return self.layout.transposed or bool(self.steps and self.sensitivity and self.sensitivity.transposed)
 
     @property
     def fed(self) -> bool:
@@ -211,6 +233,15 @@ class Job:
             return plane
         rows, columns = (rebuild_steps(codes, 1.0) for codes in self.steps)
         return plane * (1 / rows)[:, None] * (1 / columns)
+
+
+def _refit_memory(job: Job, search: Search) -> Job:
+    """The job with a memory for its steps; steps that follow scales are taken for equal ones."""
+    rows, columns = job.steps or (StepCodes.even(len(job.plane)), StepCodes.even(job.plane.shape[1]))
+    row_steps, column_steps = rebuild_steps(rows, job.grid_step), rebuild_steps(columns, 1.0)
+    part = make_trellis(search.states).spacing ** 2 / 12
+    memory = refit_memory(job.layout.memory, job.plane, row_steps, column_steps, part)
+    return replace(job, layout=replace(job.layout, memory=memory))
 
 
 def _encode_plane(
@@ -234,25 +265,29 @@ def _encode_plane(
         or not (powers.peaks / FINEST < scales.grid_steps(grid_step)).all()
     ):
         return None
-    grid = choose_grid(*plane.shape)
+    memory = job.layout.memory
+    closed = job.fed or memory is not None  # columns depend on those before
+    grid = choose_grid(*plane.shape, *((MEMORY_AREA,) if memory else ()))
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
     model, offset = first_model(bank), 0
     passes = search.passes + job.fed  # the weights that feedback leaves are wider than those given
     for number in range(passes):
         bits = np.roll(level_bits(bank, model), -2 * offset, axis=0)
-        if not job.fed:
+        if not closed:
             levels = list(
                 run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles)
             )
         else:
-            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, job.sensitivity, run)
+            fed = job.sensitivity if job.fed else None
+            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, memory)
             if job.price is not None and number == passes - 1:
                 codec = FrozenCodec(grid, scales, grid_step, bits, search, run)
                 found = measure_loss(plane, job.statistics, DAMPING)
                 best = substitute(plane, found, codec, job.price, (levels, replaced))
                 levels, replaced = list(best.levels), best.plane
-            scales = _refit(job, scales, replaced, trellis.spacing * grid_step, number == passes - 1)
+            if job.fed:
+                scales = _refit(job, scales, replaced, trellis.spacing * grid_step, number == passes - 1)
 
         def count_tile(found: np.ndarray, tile: tuple[int, int, int, int]) -> np.ndarray:
             return count(found, gather(plane, tile, scales, grid_step).codes, search.states, scales.shift)
@@ -273,12 +308,17 @@ def _encode_plane(
 
     streams, digests = zip(*run(encode, levels, tiles))
     sides = [scales.rows, scales.columns, scales.of_rows.codes, scales.of_columns.codes]
-    arrays = [encode_codes(codes) for codes in sides + ([job.predicted.confidence] if job.predicted else [])]
+    sides += [job.predicted.confidence] if job.predicted else []
+    sides += [memory.labels, memory.confidence] if memory else []
+    arrays = [encode_codes(codes) for codes in sides]
     codes = [Codes(mode, spread, len(data)) for mode, spread, data in arrays]
     side = b"".join(data for _, _, data in arrays)
     if search.labelling == LOGARITHMIC:
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
+    if memory:
+        for tile in tiles:
+            memory.add(values, tile)
     error, energy = error_and_energy(plane, values)
     if job.predicted:
         energy = float(np.square(make_plane(tensor)[1], dtype=np.float64).sum())
@@ -301,6 +341,7 @@ def _encode_plane(
         Steps(codes[3], scales.of_columns.unit),
         tuple(map(len, streams)),
         Prediction(Orders(*job.predicted.orders), codes[4]) if job.predicted else None,
+        _name_tools(job.layout, codes[-2:]),
     )
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     if not np.isfinite(values).all():
@@ -308,15 +349,23 @@ def _encode_plane(
     error_plane = (values - plane).T if job.sensitivity and job.sensitivity.transposed and not job.transposed else values - plane
     loss = job.sensitivity.loss(error_plane) if job.sensitivity else None
     values = np.ascontiguousarray(values.T) if job.transposed else values
+    if job.layout.basis:
+        values = job.layout.basis.plane(values)
     if job.predicted:
         values = values + job.predicted.plane
-        if not np.isfinite(values).all():
-            return None
+    if not np.isfinite(values).all():
+        return None
     largest = torch.finfo(tensor.dtype).max
     final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)
     content = checksum(tensor_bytes(final))
     reference = job.predicted.digest if job.predicted else b""
     return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, loss, reference)
+
+
+def _name_tools(layout: Layout, codes: list[Codes]) -> Tools:
+    """What a record says of a layout; codes: of its memory."""
+    transform = Transform(tuple((number, stride) for number, _, stride in layout.basis.steps)) if layout.basis else None
+    return Tools(transform, Memory(layout.memory.limit, *codes) if layout.memory else None)
 
 
 def count_noise(error: float, energy: float) -> int:

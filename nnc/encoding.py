@@ -13,7 +13,7 @@ from .assembly import Assembly, assemble_files
 from .checkpoint import Checkpoint
 from .config import Config
 from .directory import ReferenceEntry
-from .encoded import EncodedTensor, Predicted
+from .encoded import EncodedTensor, Layout, Predicted
 from .encoder import encode_calibrated, encode_coded, encode_fine, encode_vector
 from .entropy.explicit import ModelBank
 from .entropy.parametric import SHAPES
@@ -21,7 +21,8 @@ from .exact import encode_exact, encode_plain, encode_same
 from .plan import Plan
 from .quantize.trellis import LABELLINGS
 from .rdo import Search
-from .sensitivity import short_step
+from .sensitivity import Sensitivity, short_step
+from .tools import Matrices
 from .unit import Record
 from .workers import Workers
 
@@ -32,7 +33,7 @@ FIXED = ("exact", "plain", "same")  # treatments that do not depend on the facto
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """One request: a checkpoint, its plans, what was asked for.  limit: bytes per file, None for a single one; alignment: with the
-    reference; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next."""
+    reference; matrices: of bases; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next."""
 
     checkpoint: Checkpoint
     plans: list[Plan]
@@ -41,6 +42,7 @@ class Encoding:
     progress: Progress | None
     limit: int | None
     alignment: Alignment | None = None
+    matrices: Matrices = ()
     relief: float = 1.0
     fixed: dict[str, EncodedTensor] = field(default_factory=dict)
 
@@ -68,13 +70,25 @@ class Encoding:
                 step, search = choices[plan.name]
                 tensor, pool = self.checkpoint.read(plan.name), self.workers.tiles
                 predicted = self._predicted(plan)
-                if plan.sensitivity:
+                follow = self.asked.follow and not predicted
+
+                def encode(layout: Layout, sensitivity: Sensitivity | None) -> EncodedTensor:
+                    if not sensitivity:
+                        powers = plan.powers
+                        return encode_coded(
+                            plan.name, tensor, powers, step, search, bank, pool, follow, predicted=predicted, layout=layout
+                        )
                     way = self.asked.substitution
                     return encode_calibrated(
-                        plan.name, tensor, plan.sensitivity, step, search, bank, pool, way, predicted, self.relief
+                        plan.name, tensor, sensitivity, step, search, bank, pool, way, predicted, self.relief, layout
                     )
-                follow = self.asked.follow and not predicted
-                return encode_coded(plan.name, tensor, plan.powers, step, search, bank, pool, follow, predicted=predicted)
+
+                plain = encode(plan.layout, plan.sensitivity)
+                if not plan.remembered:
+                    return plain
+                other = encode(plan.remembered.layout, plan.remembered.sensitivity)
+                price = step**2 / 2 * search.lagrangian if plan.sensitivity else None
+                return min(plain, other, key=lambda encoded: encoded.cost(price))
             return self._encode_other(plan, typical, factor)
 
         total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []
@@ -89,7 +103,7 @@ class Encoding:
             bank = ModelBank()  # no tensor took to the explicit tables
         targets = {plan.name: plan.target for plan in self.plans if plan.treatment == "alias"}
         entry = self.alignment and ReferenceEntry(self.alignment.hint, tuple(self.alignment.permutations))
-        return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit, entry)
+        return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit, entry, self.matrices)
 
     def _predicted(self, plan: Plan) -> Predicted | None:
         return self.alignment.predicted(plan.name) if plan.predicted else None

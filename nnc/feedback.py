@@ -10,6 +10,7 @@ from .entropy.parametric import CLASSES
 from .kernels.feedback import search_band
 from .kernels.streams import DEAD
 from .partition.grid import Grid
+from .prediction.memory import MemoryCodes
 from .quantize.trellis import make_trellis
 from .rdo import LOW, Scales, Search
 from .sensitivity import Sensitivity
@@ -22,20 +23,25 @@ def find_levels_with_feedback(
     step: float,
     bits: np.ndarray,
     search: Search,
-    sensitivity: Sensitivity,
+    sensitivity: Sensitivity | None,
     run: Callable,
+    memory: MemoryCodes | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Levels of every CTU in scan order (as `rdo.find_levels`, in raster order of the CTUs), and the plane of the weights that were
     quantized in place of the given ones.
 
-    run: `map` or that of a pool, over bands of rows where these do not depend on each other.
+    sensitivity: None if errors are not fed back.  memory: foretells columns; what is returned in place of the weights is then what is left
+    of them.  run: `map` or that of a pool, over bands of rows where these do not depend on each other.
     """
     trellis = make_trellis(search.states)
     rate = bits * np.float32(search.lagrangian)
     row_steps, column_steps = scales.row_steps(step), scales.column_steps()
     rows, columns = scales.kernel_rows, scales.kernel_columns
     replaced = np.empty(plane.shape, np.float32)
-    matrix = _scaled_feedback(sensitivity.down, row_steps)
+    none = np.empty((grid.rows, 0), np.float32)
+    matrix = _scaled_feedback(sensitivity.down, row_steps) if sensitivity else none
+    upper = sensitivity.upper if sensitivity else np.empty((grid.columns, 0), np.float32)
+    memory = memory or MemoryCodes(0, np.empty(0, np.int16), np.empty(0, np.int16))
     span = grid.rows if matrix.shape[1] else grid.height
 
     def work(top: int) -> list[np.ndarray]:
@@ -44,7 +50,7 @@ def find_levels_with_feedback(
         levels = np.zeros(target.shape, np.int32)
         search_band(
             target,
-            sensitivity.upper,
+            upper,
             matrix[top:bottom],
             grid.height,
             grid.width,
@@ -59,6 +65,9 @@ def find_levels_with_feedback(
             search.labelling,
             trellis.next_state,
             trellis.predecessors,
+            memory.labels,
+            memory.trust,
+            memory.floor,
             levels,
         )
         replaced[top:bottom] = target.T

@@ -36,6 +36,7 @@ class Lanes(NamedTuple):
     lengths: Any
     values: Any
     predictions: Any
+    tools: Any
 
     @classmethod
     def make(cls, lane: Callable[[], Any]) -> Lanes:

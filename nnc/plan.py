@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import exp, isfinite, log, prod
 
+import numpy as np
 import torch
 
 from .alignment import Alignment
@@ -18,20 +19,31 @@ from .allocate import (
     sample_relative,
     take_sample,
 )
-from .calibration.statistics import Statistics
+from .bases import Bases, choose_bases
+from .calibration.statistics import Statistics, TensorStatistics
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
 from .container import entry_dtype
-from .encoded import same_bytes, tensor_bytes
+from .encoded import PLAIN, Layout, same_bytes, tensor_bytes
 from .encoder import make_plane
 from .errors import InvalidArgument, Unsupported
+from .memories import choose_memory
 from .partition.planes import MAX_AXES, choose_split
 from .rdo import Powers, measure_powers
 from .sensitivity import Sensitivity, measure_sensitivity
 from .unit import CODED_DTYPES, DTYPES, MAX_ELEMENTS, MAX_NAME
 from .workers import Workers
 
+NO_BASES = Bases()
 SMALL = 128  # tensors of at most this many weights are treated like vectors: their bits do not matter
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """A layout with a memory, and the sensitivity in it."""
+
+    layout: Layout
+    sensitivity: Sensitivity | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +51,8 @@ class Plan:
     """treatment: coded (quantized), vector (quantized finely: at most one long axis, or tiny), exact, plain (an entry of its own), same
     (as in the reference) or alias (of `target`; `tied` if it shares its memory, else it merely has the same bytes); factor: of the step
     by rule; rms: of coded tensors, powers, sample: of what their prediction leaves; predicted: whether they have one; sensitivity: where
-    calibration saw the tensor; nonfinite: holds NaN or Inf."""
+    calibration saw the tensor; nonfinite: holds NaN or Inf; layout: in which it is coded; remembered: another one with a memory, to which
+    the sample belongs then."""
 
     spec: TensorSpec
     treatment: str
@@ -52,6 +65,8 @@ class Plan:
     sensitivity: Sensitivity | None = None
     nonfinite: bool = False
     predicted: bool = False
+    layout: Layout = PLAIN
+    remembered: Remembered | None = None
 
     @property
     def name(self) -> str:
@@ -74,9 +89,10 @@ def plan_tensors(
     progress: Callable[[int, int, str], None] | None = None,
     statistics: Statistics | None = None,
     alignment: Alignment | None = None,
+    bases: Bases = NO_BASES,
 ) -> list[Plan]:
     """Read every tensor once and plan it, in the order of the checkpoint; statistics: of the same network, from calibration;
-    alignment: with the reference."""
+    alignment: with the reference; bases: of `survey_bases`."""
     check_tensors(checkpoint, asked)
     codable = sum(spec.dtype in CODED_DTYPES for spec in checkpoint.specs)
     most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
@@ -84,7 +100,7 @@ def plan_tensors(
     seen: dict[tuple, str] = {}
     plans = []
     surveys = workers.map(
-        lambda spec: _survey(checkpoint, spec, asked, most, statistics, alignment),
+        lambda spec: _survey(checkpoint, spec, asked, most, statistics, alignment, bases),
         checkpoint.specs,
         [spec.numel for spec in checkpoint.specs],
     )
@@ -124,6 +140,7 @@ def _survey(
     most: int,
     statistics: Statistics | None,
     alignment: Alignment | None,
+    bases: Bases,
 ) -> tuple[tuple | None, Plan]:
     """The fingerprint of a tensor (None if it must not become an alias) and its plan as if it were the only one."""
     if spec.tied_to:
@@ -147,13 +164,22 @@ def _survey(
     if (powers.peaks == powers.peaks[0]).all() and (plane == plane[0, 0]).all():
         return key, Plan(spec, "exact")
     factor = rule.step_factor if rule else 1.0
-    sensitivity = _sensitivity(spec, plane.shape, factor, statistics)
+    layout = Layout(bases.chosen.get(spec.name))
+    original = _find_statistics(spec, plane.shape, statistics)
+    found = layout.basis.statistics(original) if original and layout.basis else original
+    sensitivity = _sensitivity(found, factor)
     plan = Plan(spec, "vector", factor, rms=powers.rms, powers=powers, sensitivity=sensitivity)
     prediction = alignment.predicted(spec.name) if alignment else None
     if choose_split(spec.shape) == 0 or (spec.numel <= SMALL and not sensitivity):
         return key, replace(plan, predicted=prediction is not None)
+    weights_of, plane = plane, layout.coefficients(plane)
+    powers = measure_powers(plane) if layout.basis else powers
     if prediction is None:
         rest, rms, weights, follow = plane, None, None, asked.follow
+        remembered = _remember(spec, plane, asked, layout, original, found, factor, sensitivity)
+        if remembered:
+            plan = replace(plan, treatment="coded", powers=powers, layout=layout, remembered=remembered)
+            return key, replace(plan, sample=_sample_remembered(plan, weights_of, most))
     else:  # steps are those of the weights, not of what the prediction leaves of them
         rest, rms, weights, follow = plane - prediction.plane, powers.rms, plane, False
         powers = measure_powers(rest)
@@ -162,19 +188,79 @@ def _survey(
         sample = sample_relative(turned[0], sensitivity, most, turned[1])
     else:
         sample = take_sample(rest, powers, factor, most, follow, rms)
-    return key, replace(plan, treatment="coded", powers=powers, sample=sample, predicted=prediction is not None)
+    predicted = prediction is not None
+    return key, replace(plan, treatment="coded", powers=powers, sample=sample, predicted=predicted, layout=layout)
 
 
-def _sensitivity(spec: TensorSpec, shape: tuple[int, int], factor: float, statistics: Statistics | None) -> Sensitivity | None:
-    """What calibration says of a tensor, its steps times the factor of a rule; None where it says nothing."""
-    found = statistics.tensors.get(spec.name) if statistics else None
-    if found is None:
+def survey_bases(checkpoint: Checkpoint, asked: Config, alignment: Alignment | None = None) -> Bases:
+    """Bases for the tensors that will be coded; those that a reference foretells keep theirs."""
+    if "transform" not in asked.chosen_tools or asked.lossless:
+        return NO_BASES
+
+    def planes() -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+        for spec in checkpoint.specs:
+            rule = asked.rule_for(spec.name)
+            kept = spec.tied_to or (rule and rule.action in ("skip", "exact"))
+            if kept or spec.dtype not in CODED_DTYPES or choose_split(spec.shape) != 1 or spec.numel <= SMALL:
+                continue
+            if alignment is None or spec.name not in alignment.matches:
+                yield spec.name, tuple(spec.shape), make_plane(checkpoint.read(spec.name))[1]
+
+    return choose_bases(planes())
+
+
+def _remember(
+    spec: TensorSpec,
+    plane: np.ndarray,
+    asked: Config,
+    layout: Layout,
+    original: TensorStatistics | None,
+    found: TensorStatistics | None,
+    factor: float,
+    sensitivity: Sensitivity | None,
+) -> Remembered | None:
+    """A layout with a memory that should pay.  original, found: statistics of the weights and of the plane, which is in the layout."""
+    if "memory" not in asked.chosen_tools or asked.substitution == "gradient":  # whose search knows no columns that depend on others
         return None
-    if found.shape != shape:
+    steps = None
+    if sensitivity:
+        steps = (sensitivity.columns, sensitivity.rows) if sensitivity.transposed else (sensitivity.rows, sensitivity.columns)
+    taps = prod(spec.shape[2:])
+    chosen = choose_memory(plane, taps, steps)
+    if layout.basis:  # a memory may serve better without it
+        other = choose_memory(layout.basis.plane(plane), taps)
+        if other and other.saved > layout.basis.saved + (chosen.saved if chosen else 0.0):
+            chosen, layout, found = other, replace(layout, basis=None), original
+    if chosen is None:
+        return None
+    turned = sensitivity and _sensitivity(found, factor, chosen.transposed)
+    return Remembered(replace(layout, memory=chosen.codes, transposed=chosen.transposed), turned)
+
+
+def _sample_remembered(plan: Plan, weights: np.ndarray, most: int) -> Sample:
+    """Of what the memory of a plan leaves of the weights."""
+    layout = plan.remembered.layout
+    plane = layout.coefficients(weights)
+    plane = np.ascontiguousarray(plane.T) if layout.transposed else plane
+    rest = layout.memory.residual(plane)
+    if plan.sensitivity:
+        return sample_relative(rest, plan.remembered.sensitivity, most, plane)
+    return take_sample(rest, measure_powers(rest), plan.factor, most, False, plan.rms)
+
+
+def _find_statistics(spec: TensorSpec, shape: tuple[int, int], statistics: Statistics | None) -> TensorStatistics | None:
+    """What calibration says of a tensor, None where it saw nothing of it."""
+    found = statistics.tensors.get(spec.name) if statistics else None
+    if found is not None and found.shape != shape:
         raise InvalidArgument(
             f"tensor {spec.name!r} has a plane of {shape}, the calibration is of one of {found.shape}: it is of another network"
         )
-    sensitivity = measure_sensitivity(found)
+    return found
+
+
+def _sensitivity(found: TensorStatistics | None, factor: float, transposed: bool | None = None) -> Sensitivity | None:
+    """From the statistics, steps times the factor of a rule; None where they say nothing."""
+    sensitivity = found and measure_sensitivity(found, transposed=transposed)
     return sensitivity and replace(sensitivity, rows=sensitivity.rows * factor)
 
 

@@ -57,12 +57,16 @@ class Sensitivity:
         return plane * (1 / self.rows).astype(np.float32)[:, None] * (1 / self.columns).astype(np.float32)
 
 
-def measure_sensitivity(statistics: TensorStatistics, damping: tuple[float, float] = DAMPING) -> Sensitivity | None:
-    """From the statistics of a tensor; None if they say nothing (inputs or gradients all zero)."""
+def measure_sensitivity(
+    statistics: TensorStatistics, damping: tuple[float, float] = DAMPING, transposed: bool | None = None
+) -> Sensitivity | None:
+    """From the statistics of a tensor; None if they say nothing (inputs or gradients all zero).  transposed: whether the plane is, None
+    for what is best."""
     if not np.any(statistics.rows) or not np.any(statistics.columns):
         return None
     m, n = statistics.shape
-    transposed = m < FEW_ROWS and n > m and statistics.columns.ndim == 2
+    if transposed is None:
+        transposed = m < FEW_ROWS and n > m and statistics.columns.ndim == 2
     used = statistics.transposed if transposed else statistics
     rows, down = _factor(used.rows, damping[transposed], used.samples[0])
     columns, upper = _factor(used.columns, damping[1 - transposed], used.samples[1])
@@ -135,6 +139,17 @@ def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, sta
     row_codes, middle = choose_codes(np.log2(rows), plane.shape[1])
     column_codes, rest = choose_codes(np.log2(columns), plane.shape[0])
     return Steps(short_step(2.0 ** (middle + rest)), row_codes, column_codes)
+
+
+def following_steps(plane: np.ndarray) -> tuple[StepCodes, StepCodes]:
+    """Steps without calibration of a plane whose columns are the rows of a tensor: columns of large weights get larger steps, by a third of
+    their octaves, as steps of rows that follow their scales do (`rdo._follow_codes`)."""
+    rms = np.sqrt(np.square(plane, dtype=np.float64).mean(0))
+    octaves = np.log2(np.where(rms > 0, rms, np.median(rms[rms > 0]) if (rms > 0).any() else 1.0))
+    spread = float(np.var(octaves))
+    trust = max(0.0, spread - (1 / np.log(2)) ** 2 / (2 * len(plane))) / spread if spread > 0 else 0.0
+    codes = np.clip(np.round((octaves - octaves.mean()) * trust * (128 / 16 / 3)), 1 - MOST, MOST)
+    return StepCodes.even(len(plane)), StepCodes(codes.astype(np.int16), 16)
 
 
 def choose_codes(octaves: np.ndarray, weights: int) -> tuple[StepCodes, float]:

@@ -27,6 +27,7 @@ from .kernels.planes import error_and_energy
 from .prediction.reference import digest_unit
 from .rdo import measure_powers
 from .sensitivity import Sensitivity
+from .tools import Matrices
 
 # (state before, state after) -> divergence after, in parts of that before
 Compare = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], float]
@@ -51,18 +52,20 @@ def gain_bits(left: float) -> float:
     return -log2(max(left, 1e-9)) / 2 if left < 1 else 0.0
 
 
-def decode_tensor(encoded: EncodedTensor, bank: ModelBank, alignment: Alignment | None = None) -> torch.Tensor:
-    """The tensor of an encoded one, as readers of the file will see it; checks its digests.  alignment: with the reference."""
+def decode_tensor(
+    encoded: EncodedTensor, bank: ModelBank, alignment: Alignment | None = None, matrices: Matrices = ()
+) -> torch.Tensor:
+    """The tensor of an encoded one, as readers of the file will see it; checks its digests.  alignment: with the reference; matrices: of bases."""
     used = digest_unit([encoded.reference]) if encoded.reference else b""
     unit = Unit(1, False, checksum(encoded.data), chain_digests(list(encoded.digests)), used)
     reader, orders = (alignment.reader, tuple(alignment.permutations)) if alignment else (None, ())
-    return decode_unit(unit, (encoded.record,), encoded.data, bank, None, reader, orders)()[0]
+    return decode_unit(unit, (encoded.record,), encoded.data, bank, None, reader, orders, matrices)()[0]
 
 
 def decode_all(assembly: Assembly, encoding: Encoding) -> dict[str, torch.Tensor]:
     """All tensors under their names; aliases share the memory of what they stand for."""
     bank = assembly.files[0].directory.bank
-    state = {e.record.name: decode_tensor(e, bank, encoding.alignment) for e in assembly.encoded if e.record.kind != "alias"}
+    state = {e.record.name: decode_tensor(e, bank, encoding.alignment, encoding.matrices) for e in assembly.encoded if e.record.kind != "alias"}
     return {plan.name: state[plan.target or plan.name] for plan in encoding.plans}
 
 
@@ -109,7 +112,7 @@ def _rebuild(encoding: Encoding, assembly: Assembly, factor: float, tuned: Tuned
 
     encoded = list(encoding.workers.map(work, assembly.encoded, [e.record.elements for e in assembly.encoded]))
     targets = {plan.name: plan.target for plan in encoding.plans if plan.treatment == "alias"}
-    return assemble_files(encoded, targets, directory.bank, directory.origin, encoding.limit, directory.reference)
+    return assemble_files(encoded, targets, directory.bank, directory.origin, encoding.limit, directory.reference, encoding.matrices)
 
 
 def _account(encoded: EncodedTensor, original: torch.Tensor, sensitivity: Sensitivity) -> EncodedTensor:

@@ -29,6 +29,7 @@ from .partition.planes import MAX_AXES, plane_shape
 from .quantize.logarithm import MAX_LOGARITHMIC
 from .quantize.trellis import LABELLINGS, STATES
 from .registry import Table
+from .tools import NO_TOOLS, Matrices, Tools
 
 MAX_NAME = 4096
 MAX_ELEMENTS = 1 << 40
@@ -91,6 +92,7 @@ class Coding:
     column_steps: Steps
     streams: tuple[int, ...]
     prediction: Prediction | None = None
+    tools: Tools = NO_TOOLS
 
     def write(self, out: Lanes) -> None:
         out.recipes.byte(self.transposed << 7 | self.follow << 6 | self.labelling << 4 | self.split)
@@ -107,6 +109,7 @@ class Coding:
         self.column_steps.write(out)
         if self.prediction:
             self.prediction.write(out)
+        self.tools.write(out)
         if len(self.streams) == 1:
             out.grids.varint(0)
         else:
@@ -116,8 +119,8 @@ class Coding:
             out.lengths.varint(length)
 
     @classmethod
-    def read(cls, data: Lanes, shape: tuple[int, ...], models: int, permutations: Permutations | None) -> Coding:
-        """permutations: those of the directory for a predicted tensor, None for one that is coded alone."""
+    def read(cls, data: Lanes, shape: tuple[int, ...], models: int, permutations: Permutations | None, matrices: Matrices) -> Coding:
+        """permutations: those of the directory for a predicted tensor, None for one that is coded alone; matrices: of the directory."""
         head = data.recipes.byte("labelling and plane recipe")
         transposed, follow, labelling, split = bool(head >> 7), bool(head >> 6 & 1), head >> 4 & 3, head & 15
         LABELLINGS.value(labelling)
@@ -144,6 +147,9 @@ class Coding:
             prediction = Prediction(Orders.read(data, plane_shape(shape, split), permutations), Codes.read(data))
         if labelling == 2 and prediction:
             raise Corruption("the logarithmic grid has no predictions: the file is damaged")
+        tools = Tools.read(data, plane_shape(shape, split), matrices)
+        if labelling == 2 and tools != NO_TOOLS:
+            raise Corruption("the logarithmic grid has no tools: the file is damaged")
         high, wide = plane_shape(shape, split, transposed)
         height = data.grids.varint("CTU height", MAX_ELEMENTS)
         width = data.grids.varint("CTU width", MAX_ELEMENTS) if height else wide
@@ -170,6 +176,7 @@ class Coding:
             column_steps,
             streams,
             prediction,
+            tools,
         )
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
@@ -179,7 +186,8 @@ class Coding:
     def side(self) -> int:
         """Bytes of codes before the streams."""
         codes = [self.rows, self.columns, self.row_steps.codes, self.column_steps.codes]
-        return sum(part.length for part in codes) + (self.prediction.confidence.length if self.prediction else 0)
+        of_tools = sum(part.length for part in self.tools.codes())
+        return sum(part.length for part in codes) + (self.prediction.confidence.length if self.prediction else 0) + of_tools
 
     @property
     def length(self) -> int:
@@ -240,8 +248,8 @@ class Record:
             self.coding.write(out)
 
     @classmethod
-    def read(cls, data: Lanes, index: int, models: int, permutations: Permutations | None) -> Record:
-        """permutations: of the reference, None if there is none."""
+    def read(cls, data: Lanes, index: int, models: int, permutations: Permutations | None, matrices: Matrices = ()) -> Record:
+        """permutations: of the reference, None if there is none; matrices: of the directory."""
         try:
             name = data.names.block("tensor name", MAX_NAME).decode()
         except UnicodeDecodeError:
@@ -271,6 +279,6 @@ class Record:
                 raise Corruption(
                     f"tensor {name!r} of {dtype} with {record.elements} elements cannot be coded: the file is damaged"
                 )
-            coding = Coding.read(data, shape, models, permutations if kind == "predicted" else None)
+            coding = Coding.read(data, shape, models, permutations if kind == "predicted" else None, matrices)
             return replace(record, coding=coding)
         return record

@@ -235,6 +235,28 @@ def later_weight(g: torch.Generator) -> Source:
     return {"nnc_weight": near(g, base, 0.3)}
 
 
+def kernels(g: torch.Generator) -> Source:
+    """Smooth kernels of one, two and three axes, and channels that are alike in groups of eight."""
+    def smooth_taps(*shape: int) -> Tensor:
+        w = normal(g, *shape)
+        for axis in range(2, len(shape)):
+            w = w.cumsum(axis)
+        return w
+    alike = normal(g, 64, 8, 1).expand(64, 8, 8).reshape(64, 64) + 0.2 * normal(g, 64, 64)
+    return {"conv1": smooth_taps(16, 12, 5), "conv2": smooth_taps(24, 16, 3, 3), "conv3": smooth_taps(8, 6, 2, 3, 4),
+            "alike": alike, "half": smooth_taps(16, 16, 3, 3).half()}
+
+
+def alike(g: torch.Generator) -> Source:
+    """Columns and rows that foretell each other: near to those before, in clusters, one per tap."""
+    walk = normal(g, 60, 40)
+    for j in range(1, 40):
+        walk[:, j] = 0.95 * walk[:, j - 1] + 0.3 * walk[:, j]
+    clusters = normal(g, 5, 48)[torch.randint(0, 5, (200,), generator=g)] + 0.2 * normal(g, 200, 48)
+    taps = (normal(g, 64, 1, 3, 3) + 0.3 * normal(g, 64, 24, 3, 3)).bfloat16()
+    return {"walk": walk, "down": walk.T.contiguous(), "clusters": clusters, "taps": taps, "wide": clusters.T.contiguous()}
+
+
 CASES = [
     *(Case(f"states-{n}", layers, {"step": 0.4, "states": n, "labelling": "plain"}, seed=n) for n in STATES),
     *(Case(f"states-{n}-sign-symmetric", layers, {"step": 0.8, "states": n, "labelling": "sign-symmetric"}, seed=n)
@@ -275,6 +297,11 @@ CASES = [
     Case("calibrated-logarithmic", insensitive_gains, {"bits": 6}, calibrated=True),
     *(Case(f"step-unit-{unit}", uneven_losses, {"bits": 5}, seed=unit, calibrated=True, unit=unit)
       for unit in decoder.UNITS),
+    Case("transform", kernels, {"snr": 15}),
+    Case("transform-calibrated", kernels, {"bits": 3}, calibrated=True),
+    Case("memory", alike, {"snr": 18}),
+    Case("memory-fast", alike, {"snr": 30, "states": 1}, seed=2),
+    Case("memory-calibrated", alike, {"bits": 3.5}, seed=3, calibrated=True),
     Case("shards", several, {"snr": 18, "shard_bytes": 1800}, folder=True),
     Case("original", original, {"snr": 25, "rules": tuple(f"{name}=exact" for name in ("same", "half", "brain"))}),
     Case("predicted", tuned, {"snr": 20}, seed=2, reference="original"),

@@ -15,11 +15,13 @@ from nnc.entropy.parametric import CLASSES
 from nnc.feedback import find_levels_with_feedback
 from nnc.kernels.feedback import BLOCK, search_band
 from nnc.partition.grid import Grid, choose_grid
+from nnc.prediction.memory import MemoryCodes
 from nnc.quantize.trellis import make_trellis
 from nnc.rdo import LOW, Scales, Search, find_levels, fit_scales, gather, level_bits, measure_powers
 from nnc.sensitivity import Sensitivity, measure_sensitivity
 
 BITS = level_bits(ModelBank(), 2)
+NO_MEMORY = MemoryCodes(0, np.empty(0, np.int16), np.empty(0, np.int16))
 MANY = (10**9, 10**9)  # samples: nothing is shrunk
 
 
@@ -63,8 +65,9 @@ def best_path(x, classes, matrix, rate, shift, labelling, states, start):
 
 
 def plain_band(
-    plane, upper, matrix, height, width, row_codes, column_codes, row_steps, column_steps, rate, shift, labelling, states
-):
+    plane, upper, matrix, height, width, row_codes, column_codes, row_steps, column_steps, rate, shift, labelling, states,
+    memory=NO_MEMORY,
+):  # fmt: skip
     """Levels (rows, columns) as of `search_band`, column by column, without blocks."""
     rows, columns = plane.shape
     target = plane.astype(np.float64)
@@ -74,6 +77,11 @@ def plain_band(
     for j in range(columns):
         if j % width == 0:
             state = [0] * len(state)
+            memories, seen = {}, {}
+        label = memory.labels[j] if len(memory.labels) else 0
+        if label:
+            foretold = memory.trust[j] * memories.get(label, np.zeros(rows))
+            target[:, j] -= foretold
         codes = row_codes.astype(int) + int(column_codes[j])
         classes = np.where(codes > -500, np.clip(codes, 1, CLASSES), 0)
         x = target[:, j] / row_steps / column_steps[j]
@@ -91,17 +99,24 @@ def plain_band(
                     s = int(after[s, k & 1])
             assert s == end
             state[band] = end
+        if label:
+            seen[label] = seen.get(label, 0) + 1
+            old, part = memories.get(label, np.zeros(rows)), max(1 / seen[label], memory.floor)
+            memories[label] = old + part * (target[:, j] - error + foretold - old)
         if upper.shape[1]:
             target[:, j + 1 :] -= np.outer(error / upper[j, j], upper[j, j + 1 :])
     return levels, target
 
 
-def search(plane, upper, matrix, height, width, row_codes, column_codes, row_steps, column_steps, rate, shift, labelling, states):
+def search(
+    plane, upper, matrix, height, width, row_codes, column_codes, row_steps, column_steps, rate, shift, labelling, states,
+    memory=NO_MEMORY,
+):  # fmt: skip
     trellis, target = make_trellis(states), np.ascontiguousarray(plane.T)
     levels = np.zeros(target.shape, np.int32)
     search_band(
         target, upper, matrix, height, width, row_codes, column_codes, CLASSES, row_steps, column_steps, rate, LOW, shift, labelling,
-        trellis.next_state, trellis.predecessors, levels,
+        trellis.next_state, trellis.predecessors, memory.labels, memory.trust, memory.floor, levels,
     )  # fmt: skip
     return levels.T, target.T
 
@@ -126,11 +141,11 @@ def random_band(seed: int, rows: int, columns: int, coupled: bool, dead: bool = 
     return plane, triangle(rng, columns), matrix, row_codes, column_codes, *steps
 
 
-def check_band(arguments, height, width, shift, labelling, states, lagrangian=0.3):
+def check_band(arguments, height, width, shift, labelling, states, lagrangian=0.3, memory=NO_MEMORY):
     plane, upper, matrix, *others = arguments
     rest = (height, width, *others, BITS * np.float32(lagrangian), shift, labelling, states)
-    found, replaced = search(plane, upper, matrix, *rest)
-    expected, target = plain_band(plane, upper, matrix, *rest)
+    found, replaced = search(plane, upper, matrix, *rest, memory)
+    expected, target = plain_band(plane, upper, matrix, *rest, memory)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(replaced, target, atol=1e-4)
     return found
@@ -143,6 +158,15 @@ def test_band_equals_plain_loops(states, labelling, coupled):
         [(1, 1, 1, 1), (7, 5, 7, 5), (9, 6, 4, 4), (10, 3, 5, 1), (6, 7, 1, 3)]
     ):
         check_band(random_band(seed, rows, columns, coupled), height, width, 0, labelling, states)
+
+
+@pytest.mark.parametrize("limit", [0, 2, 15])
+@pytest.mark.parametrize("states, coupled", [(1, False), (8, False), (8, True)])
+def test_columns_that_are_foretold(states, coupled, limit):
+    rng = np.random.default_rng(limit)
+    memory = MemoryCodes(limit, rng.integers(0, 3, 45).astype(np.int16), rng.integers(-16, 1, 45).astype(np.int16))
+    levels = check_band(random_band(limit, 8, 45, coupled), 4, 20, 0, 0, states, memory=memory)
+    assert levels.any()
 
 
 @pytest.mark.parametrize("columns", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 1])

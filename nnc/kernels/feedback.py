@@ -220,6 +220,9 @@ def search_band(
     labelling,
     next_state,
     pred,
+    labels,
+    trust,
+    floor,
     levels,
 ):
     """Levels of a plane or of a band of its rows, columns in order with feedback of their errors.
@@ -228,7 +231,8 @@ def search_band(
     upper: float32 (columns, columns), U above, or (columns, 0) without feedback between columns.  matrix: float32 (rows, rows),
     feedback down a column as of `_search_survivors`, or (rows, 0) without.  height, width: of a CTU, in each of which the trellis
     starts anew.  row_codes, column_codes: int16 as for the decoder.  row_steps, column_steps: float32.  rate and the following: as of
-    `search_trellis`.  levels: int32 (columns, rows), zero where a weight is not coded.
+    `search_trellis`.  labels, trust, floor: memories as of `add_memories`, or (0,) without; the residuals are then what is quantized.
+    levels: int32 (columns, rows), zero where a weight is not coded.
     """
     columns, rows = target.shape
     states = next_state.shape[0]
@@ -253,12 +257,24 @@ def search_band(
     wrong = np.zeros(rows, np.float32)
     errors = np.zeros((BLOCK, rows), np.float32)
     state = np.zeros((rows + height - 1) // height, np.int64)
+    last_label = 0
+    for j in range(len(labels)):
+        last_label = max(last_label, labels[j])
+    memories = np.zeros((last_label + 1, rows), np.float32)
+    seen = np.zeros(last_label + 1, np.int64)
     for first in range(0, columns, BLOCK):
         last = min(first + BLOCK, columns)
         for j in range(first, last):
             if j % width == 0:
                 state[:] = 0
+                memories[:] = 0
+                seen[:] = 0
             now = target[j]
+            label = labels[j] if len(labels) > 0 else 0
+            memory = memories[label]
+            if label > 0:
+                for i in range(rows):
+                    now[i] -= trust[j] * memory[i]
             error = errors[j - first]
             by_column = np.float32(1) / column_steps[j]
             for i in range(rows):
@@ -304,6 +320,11 @@ def search_band(
                     error[i] = now[i] - _grid_value(k, s & 1, spacing, labelling) * row_steps[i] * column_steps[j]
                     s = next_state[s, k & 1]
                 state[band] = end
+            if label > 0:
+                seen[label] += 1
+                part = max(np.float32(1) / np.float32(seen[label]), floor)
+                for i in range(rows):
+                    memory[i] += part * (now[i] - error[i] + trust[j] * memory[i] - memory[i])
             if not fed:
                 continue
             scale = np.float32(1) / upper[j, j]

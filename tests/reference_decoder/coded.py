@@ -11,11 +11,12 @@ from .entropy import Coder, next_state
 from .notation import Bytes, Tensor, inflate, must
 from .records import Codes, Coding, Prediction, Record
 from .tables import ExplicitSet, root, scale_table, table_of
+from .tools import add_memory, transformed
 
 # ---- 8. Coded tensors ------------------------------------------------------------------------------------------------
 
 def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests: list[int], permutations: list[list[int]],
-                base: Tensor | None) -> bytes:
+                base: Tensor | None, matrices: list[list[list[int]]]) -> bytes:
     """base: the tensor of the reference, of predicted records."""
     coding, source = record.coding, Bytes(stored)
     row, column, row_step, column_step = [
@@ -27,6 +28,7 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     row_index = [None if code == -64 else code - drop(e) for code, e in zip(row, row_exponent)]
     column_index = [None if code == -64 else code - drop(e) for code, e in zip(column, column_exponent)]
     confidence = read_confidence(source, coding)
+    memory = read_memory(source, coding)
     number = np.zeros((coding.rows, coding.columns), np.int64)  # what is multiplied by the step of the row
     coded = np.zeros((coding.rows, coding.columns), bool)
     lengths = iter(coding.lengths)
@@ -38,7 +40,12 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     if coding.follow:
         row_exponent = [e + 16 * code for e, code in zip(row_exponent, row)]
     plane = values(coding, row_exponent, column_exponent, number, coded)
+    if memory:
+        plane = add_memory(plane, coding, *memory)
     plane = plane.T if coding.transposed else plane
+    for number, stride in coding.tools.transform:
+        plane = transformed(plane, matrices[number], stride)
+    must(bool(np.isfinite(plane).all()), "an infinite value")
     if coding.prediction:
         plane = add_prediction(plane, coding.prediction, confidence, permutations, base)
     return rounded(plane, record.dtype)
@@ -71,6 +78,18 @@ def read_confidence(source: Bytes, coding: Coding) -> list[int]:
     out = all_codes(source.take(codes.length), codes, coding.columns if coding.transposed else coding.rows)
     must(all(-8 <= code <= 0 for code in out), "a confidence code out of range")
     return out
+
+
+def read_memory(source: Bytes, coding: Coding) -> tuple[list[int], list[int]] | None:
+    """Labels and confidence codes of the columns, None without a memory."""
+    memory = coding.tools.memory
+    if memory is None:
+        return None
+    labels = all_codes(source.take(memory.labels.length), memory.labels, coding.columns)
+    confidence = all_codes(source.take(memory.confidence.length), memory.confidence, coding.columns)
+    must(all(label >= 0 for label in labels), "a label out of range")
+    must(all(-16 <= code <= 0 for code in confidence), "a confidence code out of range")
+    return labels, confidence
 
 
 def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int | None], column: list[int | None],

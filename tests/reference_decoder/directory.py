@@ -10,7 +10,7 @@ from .tables import ExplicitSet, read_set
 
 # ---- 3. Directory ----------------------------------------------------------------------------------------------------
 
-LANES = "names kinds shapes recipes quantizers steps fine models bases noises codes grids lengths values predictions".split()
+LANES = "names kinds shapes recipes quantizers steps fine models bases noises codes grids lengths values predictions tools".split()
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Directory:
     identity: int                                                      # the same in all of them
     sets: list[ExplicitSet]
     reference: Reference | None
+    matrices: list[list[list[int]]]
     records: list[Record]
     units: list[UnitHead]
 
@@ -40,11 +41,12 @@ def read_directory(container: Container) -> Directory:
     sets = [read_set(source) for _ in range(source.varint(64))]
     source.block(1 << 24).decode("utf-8")                              # the origin: not needed for tensors
     reference = read_reference(source) if source.varint(1) else None
+    matrices = [read_matrix(source) for _ in range(source.varint(256))]
     count = source.varint(1 << 24)
     lanes = {name: Bytes(source.block(1 << 28)) for name in LANES}
     records = []
     for _ in range(count):
-        records.append(read_record(lanes, len(sets), reference.permutations if reference else None))
+        records.append(read_record(lanes, len(sets), reference.permutations if reference else None, [len(m) for m in matrices]))
     for lane in lanes.values():
         lane.end()
     units = read_unit_heads(source, records)
@@ -54,7 +56,7 @@ def read_directory(container: Container) -> Directory:
         check_alias(records, index, record)
     total = sum(record.elements * record.size for record in records if not (record.tied or record.referenced))
     must(total <= (1 << 26) + (container.size << 12), "tensors that are too large for their file")
-    return Directory(shards, shard, identity, sets, reference, records, units)
+    return Directory(shards, shard, identity, sets, reference, matrices, records, units)
 
 
 def read_reference(source: Bytes) -> Reference:
@@ -68,6 +70,12 @@ def read_reference(source: Bytes) -> Reference:
         left -= length
         permutations.append(read_order(data, length))
     return Reference(hint, permutations)
+
+
+def read_matrix(source: Bytes) -> list[list[int]]:
+    size = source.byte()
+    must(2 <= size <= 64, "a matrix of a size out of range")
+    return [[int.from_bytes(source.take(1), "little", signed=True) for _ in range(size)] for _ in range(size)]
 
 
 def read_order(data: bytes, m: int) -> list[int]:

@@ -33,6 +33,19 @@ class Prediction:
 
 
 @dataclass
+class Memory:
+    limit: int
+    labels: Codes
+    confidence: Codes
+
+
+@dataclass
+class Tools:
+    transform: list[tuple[int, int]]                                   # number of a matrix, stride
+    memory: Memory | None
+
+
+@dataclass
 class Coding:
     """What a coded record says beyond name and shape; rows and columns: of the plane, after it was transposed."""
     transposed: int
@@ -49,6 +62,7 @@ class Coding:
     row_steps: Codes
     column_steps: Codes
     prediction: Prediction | None
+    tools: Tools
     rows: int
     columns: int
     height: int
@@ -79,8 +93,9 @@ class Record:
         return self.kind in (SAME, PREDICTED) or (self.kind == EXACT and self.filter == REFERENCE)
 
 
-def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]] | None) -> Record:
-    """permutations: of the reference, None if there is none."""
+def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]] | None,
+                matrices: list[int]) -> Record:
+    """permutations: of the reference, None if there is none; matrices: sizes of those of the directory."""
     name = lanes["names"].block(4096).decode("utf-8")
     byte = lanes["kinds"].byte()
     kind, dtype = byte >> 5, byte & 31
@@ -106,15 +121,17 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
     elif kind in (CODED, PREDICTED):
         must(dtype <= 2 and record.elements >= 1, "a coded tensor without elements or of another dtype")
         must(kind == CODED or permutations is not None, "a predicted tensor in a file without a reference")
-        record.coding = coding = read_coding(lanes, shape, sets, permutations if kind == PREDICTED else None)
+        record.coding = coding = read_coding(lanes, shape, sets, permutations if kind == PREDICTED else None, matrices)
         codes = [coding.row_codes, coding.column_codes, coding.row_steps, coding.column_steps]
         codes += [coding.prediction.confidence] if coding.prediction else []
+        codes += [coding.tools.memory.labels, coding.tools.memory.confidence] if coding.tools.memory else []
         record.stored = sum(c.length for c in codes) + sum(coding.lengths)
     must(not record.referenced or permutations is not None, "a referenced tensor in a file without a reference")
     return record
 
 
-def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, permutations: list[list[int]] | None) -> Coding:
+def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, permutations: list[list[int]] | None,
+                matrices: list[int]) -> Coding:
     """permutations: of the reference, None if the record is not predicted."""
     recipe = lanes["recipes"].byte()
     transposed, follow, labelling, split = recipe >> 7, recipe >> 6 & 1, recipe >> 4 & 3, recipe & 15
@@ -138,6 +155,8 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
     prediction = None if permutations is None else read_prediction(lanes, rows, columns, permutations)
     must(labelling != 2 or prediction is None, "a prediction on the logarithmic grid")
+    tools = read_tools(lanes, columns, matrices)
+    must(labelling != 2 or (not tools.transform and tools.memory is None), "tools on the logarithmic grid")
     if transposed:
         rows, columns = columns, rows
     height = lanes["grids"].varint(rows)
@@ -148,7 +167,7 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     must(ctus == 1 or height * width >= 1 << 12, "several CTUs that are too small")
     lengths = [lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
     return Coding(transposed, follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, row_steps,
-                  column_steps, prediction, rows, columns, height, width, lengths)
+                  column_steps, prediction, tools, rows, columns, height, width, lengths)
 
 
 def read_codes(lanes: dict[str, Bytes]) -> Codes:
@@ -173,6 +192,26 @@ def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, permutatio
         numbers.append(lanes["predictions"].varint(len(permutations)))
         must(numbers[-1] == 0 or size % len(permutations[numbers[-1] - 1]) == 0, "a permutation that does not divide its axis")
     return Prediction(*numbers, read_codes(lanes))
+
+
+def read_tools(lanes: dict[str, Bytes], columns: int, matrices: list[int]) -> Tools:
+    """columns: of the plane that is not transposed."""
+    used = lanes["tools"].byte()
+    must(used <= 3, "unknown tools")
+    tools = Tools([], None)
+    if used & 1:
+        count = lanes["tools"].byte()
+        must(1 <= count <= 3, "steps of a transform")
+        for _ in range(count):
+            must(len(matrices) > 0, "a transform without matrices")
+            number, stride = lanes["tools"].varint(len(matrices) - 1), lanes["tools"].varint(columns)
+            must(stride >= 1 and columns % (stride * matrices[number]) == 0, "a matrix that does not fit the columns")
+            tools.transform.append((number, stride))
+    if used & 2:
+        limit = lanes["tools"].byte()
+        must(limit <= 15, "the limit of a memory")
+        tools.memory = Memory(limit, read_codes(lanes), read_codes(lanes))
+    return tools
 
 
 def check_alias(records: list[Record], index: int, record: Record) -> None:

@@ -65,7 +65,7 @@ def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[s
             out[record.name] = base
         elif record.kind in (CODED, PREDICTED):
             permutations = directory.reference.permutations if directory.reference else []
-            data = coded_bytes(record, stored, directory.sets, digests, permutations, base)
+            data = coded_bytes(record, stored, directory.sets, digests, permutations, base, directory.matrices)
             out[record.name] = record.dtype, record.shape, data
     must(all(set(data) <= {0, 1} for dtype, _, data in out.values() if dtype == "bool"), "a bool byte that is neither 0 nor 1")
     must(unit_digest(digests) == unit.digest, f"digest of the unit of {unit.records[0].name}")

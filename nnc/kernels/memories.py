@@ -1,0 +1,147 @@
+"""Kernels of an encoder that looks for columns which foretell each other; sums in whatever order is fast, in one thread."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def kinship(units, out):
+    """out[i] = largest squared cosine between row i of `units`, float32 (n, m) of length one, and another row."""
+    n, m = units.shape
+    out[:] = 0
+    for i in range(n):
+        mine = units[i]
+        for k in range(i):
+            other = units[k]
+            total = np.float32(0)
+            for p in range(m):
+                total += mine[p] * other[p]
+            square = total * total
+            out[i] = max(out[i], square)
+            out[k] = max(out[k], square)
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def cluster_rows(units, centres, labels, rounds):
+    """Lloyd's algorithm on rows of length one, float32 (n, m), from the `centres` given, float32 (k, m), which are normalised means; one
+    thread, so that the result does not depend on their number.  labels: int16 (n,), of the nearest by cosine."""
+    n, m = units.shape
+    k = centres.shape[0]
+    for _ in range(rounds):
+        sums = np.zeros((k, m), np.float32)
+        for i in range(n):
+            best = np.float32(-2)
+            unit = units[i]
+            for c in range(k):
+                centre = centres[c]
+                total = np.float32(0)
+                for p in range(m):
+                    total += unit[p] * centre[p]
+                if total > best:
+                    best = total
+                    labels[i] = c
+            mine = sums[labels[i]]
+            for p in range(m):
+                mine[p] += unit[p]
+        for c in range(k):
+            length = np.float32(0)
+            for p in range(m):
+                length += sums[c, p] * sums[c, p]
+            if length > 0:
+                length = np.float32(1) / np.sqrt(length)
+                for p in range(m):
+                    centres[c, p] = sums[c, p] * length
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def farthest_rows(units, k, chosen):
+    """k rows of `units` that are far from each other: each the least like those before; chosen: int64 (k,)."""
+    n, m = units.shape
+    nearest = np.full(n, np.float32(-2))
+    pick = 0
+    for c in range(k):
+        chosen[c] = pick
+        least = np.float32(3)
+        picked = units[pick]
+        for i in range(n):
+            unit = units[i]
+            total = np.float32(0)
+            for p in range(m):
+                total += unit[p] * picked[p]
+            nearest[i] = max(nearest[i], total)
+            if nearest[i] < least:
+                least = nearest[i]
+                pick = i
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def follow_memories(columns, noise, labels, floor, free, distortion, steps, common, confidence, saved, rest):
+    """What memories save when columns are coded in order; a column is a row of `columns`, float32 (n, m).
+
+    noise: what decoding adds to each, of the same shape.  labels: int16 (n,), changed to the best memory if `free`.  floor: float32.
+    distortion: float64 (n,).  steps: of a confidence, -steps stands for none; common:
+    code of all columns, 1 to choose.  confidence: int16 (n,), codes.  saved: float64 (n,),
+    bits.  rest: float32 (n, m), what is left to code with these confidences.
+    """
+    n, m = columns.shape
+    last = 0
+    for j in range(n):
+        last = max(last, labels[j])
+    memories = np.zeros((last + 1, m), np.float32)
+    power = np.zeros(last + 1)
+    seen = np.zeros(last + 1, np.int64)
+    for j in range(n):
+        x = columns[j]
+        own = 0.0
+        for p in range(m):
+            own += x[p] * x[p]
+        least = own
+        confidence[j] = -steps if common == 1 else common
+        label = labels[j]
+        for c in range(1 if free else label, (last if free else label) + 1):
+            if c == 0 or seen[c] == 0:
+                continue
+            dot = np.float32(0)
+            memory = memories[c]
+            for p in range(m):
+                dot += x[p] * memory[p]
+            trust = min(steps, max(0, int(np.round(steps * dot / power[c])))) if power[c] > 0 else 0
+            trust = trust if common == 1 else steps + common
+            left = own - 2 * (trust / steps) * dot + (trust / steps) ** 2 * power[c]
+            if left < least or (common < 1 and (c == label or not free)):
+                least = left
+                confidence[j] = trust - steps
+                label = c
+        saved[j] = 0.5 * m * (np.log2(1 + own / m / distortion[j]) - np.log2(1 + max(least, 0.0) / m / distortion[j]))
+        labels[j] = label
+        if saved[j] < 4 and common == 1:
+            confidence[j] = -steps
+        trusted = np.float32((steps + confidence[j]) / steps)
+        for p in range(m):
+            rest[j, p] = x[p] - trusted * memories[label, p]
+        if label > 0:
+            seen[label] += 1
+            part = max(np.float32(1) / np.float32(seen[label]), floor)
+            memory = memories[label]
+            total = 0.0
+            for p in range(m):
+                memory[p] += part * (x[p] + noise[j, p] - memory[p])
+                total += memory[p] * memory[p]
+            power[label] = total
+
+
+@njit(cache=True, nogil=True)
+def model_bits(rows, columns, scale):
+    """Sum of log2(1 + rows[i] * columns[j] * scale) / 2."""
+    total = 0.0
+    for i in range(len(rows)):
+        product = 1.0
+        for j in range(len(columns)):
+            product *= 1 + rows[i] * columns[j] * scale
+            if product > 1e200:
+                total += np.log2(product)
+                product = 1.0
+        total += np.log2(product)
+    return total / 2

@@ -1,0 +1,158 @@
+"""Which columns of a plane foretell which: memories for them, chosen for the bits that they save.  Encoder only.
+
+Rows of embeddings that training hardly touched are nearly equal, neighbouring positions are alike: in a vocabulary of 512 that saves three
+bits per weight, in most other tensors nothing.  A cheap test on a sample of columns finds out which (the best squared cosine between
+columns, less what chance gives among so many), then candidates are run through a simulation of the closed loop: one memory
+that is the column before, one per tap, means of 1, 2, 4 .. 64 clusters, along either axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log2
+
+import numpy as np
+
+from .entropy.scales import encode_codes
+from .kernels.memories import (
+    cluster_rows,
+    farthest_rows,
+    follow_memories,
+    kinship,
+    model_bits,
+)
+from .prediction.memory import CERTAIN, MOST, NO_FLOOR, MemoryCodes
+from .rdo import measure_powers
+
+WORTH = 0.02  # bits per weight that memories must save
+DISTORTION = 1 / 16  # of the mean square: what bits are reckoned at
+PROBED = 128  # columns that the test looks at
+FITTED = 2048  # columns that clusters are fitted to
+ROUNDS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenMemory:
+    """codes: for the columns of the plane, or if `transposed` of the transposed plane; saved: estimated bits."""
+
+    codes: MemoryCodes
+    transposed: bool
+    saved: float
+
+
+def choose_memory(plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.ndarray] | None = None) -> ChosenMemory | None:
+    """For a float32 plane, whose rows hold groups of `taps`; steps: of its rows and columns, up to a factor, None if they are all equal.
+
+    None if nothing pays."""
+    best: ChosenMemory | None = None
+    for transposed in (True, False):
+        columns = plane if transposed else plane.T  # a row of this is a column to be coded
+        if min(columns.shape) < 8 or not _promising(columns, 1 if transposed else taps):
+            continue
+        columns = np.ascontiguousarray(columns)
+        lag = 1 if transposed else taps
+        every = len(columns) // FITTED + 1
+        own = np.ones(len(columns)) if steps is None else steps[not transposed]
+        sampled = np.ascontiguousarray(columns[::every])
+        tried = [
+            (_simulate(sampled, own[::every], kind.labels(sampled), kind.limit)[1], kind) for kind in _kinds(len(sampled), lag)
+        ]
+        kind = max(tried, key=lambda pair: pair[0])[1]
+        codes, saved = _simulate(columns, own, kind.labels(columns), kind.limit)
+        if saved > max(WORTH * plane.size, best.saved if best else 0):
+            best = ChosenMemory(codes, transposed, saved)
+    return best
+
+
+def _model_bits(columns: np.ndarray, distortion: np.ndarray) -> float:
+    """Bits of columns whose variances are products of those of the columns and of those of their entries; distortion: of each column."""
+    powers = measure_powers(columns)
+    return model_bits(powers.rows / distortion, powers.columns, 1.0)
+
+
+def _units(columns: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.square(columns, dtype=np.float64).sum(1))
+    return (columns / np.maximum(length, 1e-30)[:, None]).astype(np.float32)
+
+
+def _promising(columns: np.ndarray, taps: int) -> bool:
+    """Whether a sample of the columns is more alike than chance makes them."""
+    n, m = columns.shape
+    sampled = _units(columns[:: -(-n // PROBED)])
+    cosines = np.empty(len(sampled), np.float32)
+    kinship(sampled, cosines)
+    saved = -0.5 * m * np.log2(np.maximum(1 - cosines.astype(np.float64), 1e-9)) - 1.2 * log2(len(sampled)) - 6
+    alike = float(np.maximum(saved, 0).sum()) / sampled.size > WORTH
+    at = np.linspace(0, max(0, n - taps - 1), min(n - taps, PROBED)).astype(np.int64) if n > taps else np.empty(0, np.int64)
+    for lag in {1, taps}:
+        if alike or not at.size:
+            break
+        cosine = (_units(columns[at]) * _units(columns[at + lag])).sum(1, dtype=np.float64)
+        alike = float(-np.log2(np.maximum(1 - np.mean(cosine) ** 2, 1e-9)) / 2) > WORTH
+    return alike
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A way to give columns to memories: the one before (number 0), `number` apart, or so many clusters."""
+
+    number: int
+    limit: int
+
+    def labels(self, columns: np.ndarray) -> np.ndarray:
+        """int16 (columns,), from 1."""
+        n = len(columns)
+        if self.limit == 0:
+            return (np.arange(n) % max(1, self.number) + 1).astype(np.int16)
+        units = _units(columns)
+        fitted = np.ascontiguousarray(units[:: n // FITTED + 1])
+        chosen = np.empty(self.number, np.int64)
+        farthest_rows(fitted, self.number, chosen)
+        centres, labels = np.ascontiguousarray(fitted[chosen]), np.empty(len(fitted), np.int16)
+        cluster_rows(fitted, centres, labels, ROUNDS)
+        labels = np.empty(n, np.int16)
+        cluster_rows(units, centres, labels, 1)
+        return labels + np.int16(1)
+
+
+def _kinds(columns: int, lag: int) -> list[_Kind]:
+    """What is tried."""
+    clusters = [_Kind(number, NO_FLOOR) for number in (1, 2, 4, 8, 16, 32, 64) if number <= max(1, columns // 4)]
+    return [_Kind(0, 0)] + ([_Kind(lag, 0)] if 1 < lag <= MOST else []) + clusters
+
+
+def _simulate(columns: np.ndarray, steps: np.ndarray, labels: np.ndarray, limit: int) -> tuple[MemoryCodes, float]:
+    """Codes with these labels, or better ones where a memory of another column fits better, and the bits that they save."""
+    scale = 1 / np.sqrt(np.maximum(np.square(columns, dtype=np.float64).mean(0), 1e-60)).astype(np.float32)
+    columns = columns * scale  # an entry that is always large takes bits for its scale alone
+    distortion = DISTORTION * steps**2 * np.median(np.square(columns, dtype=np.float64).mean(1) / steps**2) + 1e-60
+    return _follow(columns, distortion, labels, limit)
+
+
+def refit_memory(codes: MemoryCodes, plane: np.ndarray, row_steps: np.ndarray, column_steps: np.ndarray, part: float) -> MemoryCodes:
+    """The same memories with confidences for steps that are now known.
+
+    plane: float32 (rows, columns) as it is coded; column_steps: factors of row_steps; part: squared error of a weight, of its step squared.
+    """
+    columns = np.ascontiguousarray((plane / row_steps[:, None]).T)
+    return _follow(columns, part * column_steps.astype(np.float64) ** 2, codes.labels, codes.limit)[0]
+
+
+def _follow(columns: np.ndarray, distortion: np.ndarray, labels: np.ndarray, limit: int) -> tuple[MemoryCodes, float]:
+    """Codes for columns, float32 (n, m), that are coded at the distortion of each; and bits saved."""
+    width = np.sqrt(12 * distortion).astype(np.float32)[:, None]
+    noise = np.round(columns / width) * width - columns
+    start = MemoryCodes(limit, labels, np.zeros(len(labels), np.int16))
+    rest, before = np.empty_like(columns), _model_bits(columns, distortion)
+    best: tuple[MemoryCodes, float] | None = None
+    common = 1
+    for _ in range(2):  # a confidence of their own for all columns, then the same for all
+        mine, confidence, saved = labels.copy(), np.empty(len(labels), np.int16), np.empty(len(labels))
+        floor, free = start.floor, limit == NO_FLOOR
+        follow_memories(columns, noise, mine, floor, free, distortion, CERTAIN, common, confidence, saved, rest)
+        side = 8 * (len(encode_codes(mine)[2]) + len(encode_codes(confidence)[2]) + 4)
+        bits = before - _model_bits(rest, distortion) - side
+        if best is None or bits > best[1]:
+            best = MemoryCodes(limit, mine, confidence), bits
+        common = int(np.median(confidence))
+    return best

@@ -1,0 +1,59 @@
+"""Prediction of the columns of a plane from those before: every column may name a memory, which follows the columns that name it.
+
+    value_j = residual_j + confidence_j * m,   then   m += max(1 / number of columns so far, floor) * (value_j - m)
+
+With floor 0 a memory is the mean of a cluster of columns (clustering with predictive coding, US20220261616A1); with floor 1 it is the last
+of them: one memory for all columns is then differential coding along the rows, one for every tap of a kernel predicts a channel from
+the one before, and two columns with a memory of their own are a copy by a vector (prediction units, US20220360778A1).  A memory
+starts as zero in every CTU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import Corruption
+from ..kernels.transforms import add_memories, remove_memories
+
+MOST = 64  # memories of a plane
+NO_FLOOR = 15
+CERTAIN = 16  # steps of a confidence: code -k stands for 1 - k / 16
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryCodes:
+    """labels: int16 (columns,), 0..MOST; confidence: int16 (columns,), codes -16..0; limit: the floor is 2^-limit, 0 for NO_FLOOR."""
+
+    limit: int
+    labels: np.ndarray
+    confidence: np.ndarray
+
+    @property
+    def floor(self) -> np.float32:
+        return np.float32(0 if self.limit == NO_FLOOR else 2.0**-self.limit)
+
+    @property
+    def trust(self) -> np.ndarray:
+        """float32 (columns,)."""
+        return (CERTAIN + self.confidence).astype(np.float32) / np.float32(CERTAIN)
+
+    def residual(self, plane: np.ndarray) -> np.ndarray:
+        """What would be coded of a float32 plane if nothing were quantized, in one CTU."""
+        out = np.empty_like(plane)
+        remove_memories(plane, self.labels, self.trust, self.floor, out)
+        return out
+
+    def add(self, plane: np.ndarray, tile: tuple[int, int, int, int]) -> None:
+        """Turn the residuals of a CTU, float32, into values."""
+        add_memories(plane, *tile, self.labels, self.trust, self.floor)
+
+
+def read_memory(limit: int, labels: np.ndarray, confidence: np.ndarray) -> MemoryCodes:
+    """Codes read from a file; Corruption if they are out of range."""
+    if not ((0 <= labels) & (labels <= MOST)).all():
+        raise Corruption(f"the number of a memory is outside 0..{MOST}: the file is damaged")
+    if not ((-CERTAIN <= confidence) & (confidence <= 0)).all():
+        raise Corruption("the confidence of a column is outside 0..1: the file is damaged")
+    return MemoryCodes(limit, labels, confidence)

@@ -1,0 +1,103 @@
+"""Tools of a coded tensor that most tensors do without: what a record says of them.
+
+One byte tells which of them a tensor uses, so that those that use none pay next to nothing; the fields of each follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import Corruption
+from .fields import Codes, Lanes
+
+Matrices = tuple[np.ndarray, ...]  # of the directory, int8 (n, n) each
+MAX_STEPS = 3
+MAX_LIMIT = 15
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Changes of the basis of the columns, in the order of the decoder: (number of a matrix of the directory, stride) each."""
+
+    steps: tuple[tuple[int, int], ...]
+
+    def write(self, out: Lanes) -> None:
+        out.tools.byte(len(self.steps))
+        for matrix, stride in self.steps:
+            out.tools.varint(matrix)
+            out.tools.varint(stride)
+
+    @classmethod
+    def read(cls, data: Lanes, columns: int, matrices: Matrices) -> Transform:
+        """Of a plane with so many columns (not transposed); Corruption if a matrix does not fit it."""
+        steps = []
+        for _ in range(data.tools.byte("steps of a transform", MAX_STEPS)):
+            matrix = data.tools.varint("number of a matrix", len(matrices) - 1)
+            stride = data.tools.varint("stride of a transform", columns)
+            if stride < 1 or columns % (stride * len(matrices[matrix])):
+                raise Corruption(
+                    f"a transform of {len(matrices[matrix])} at stride {stride} in {columns} columns: the file is damaged"
+                )
+            steps.append((matrix, stride))
+        if not steps:
+            raise Corruption("a transform without steps: the file is damaged")
+        return cls(tuple(steps))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Prediction of columns from those before: limit: a memory follows its newest column by at least 2^-limit; labels: number of the
+    memory of each column, 0 for none; confidence: of the prediction of each column, -16..0."""
+
+    limit: int
+    labels: Codes
+    confidence: Codes
+
+    def write(self, out: Lanes) -> None:
+        out.tools.byte(self.limit)
+        self.labels.write(out)
+        self.confidence.write(out)
+
+    @classmethod
+    def read(cls, data: Lanes) -> Memory:
+        return cls(data.tools.byte("limit of memories", MAX_LIMIT), Codes.read(data), Codes.read(data))
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a tensor uses, None for what it does without."""
+
+    transform: Transform | None = None
+    memory: Memory | None = None
+
+    def write(self, out: Lanes) -> None:
+        used = self.used()
+        out.tools.byte(sum(1 << number for number, tool in enumerate(used) if tool))
+        for tool in used:
+            if tool:
+                tool.write(out)
+
+    @classmethod
+    def read(cls, data: Lanes, shape: tuple[int, int], matrices: Matrices) -> Tools:
+        """Tools of a plane of this shape (not transposed)."""
+        flags = data.tools.byte("tools", (1 << len(cls().used())) - 1)
+        return cls(
+            Transform.read(data, shape[1], matrices) if flags & 1 else None,
+            Memory.read(data) if flags & 2 else None,
+        )
+
+    def used(self) -> tuple[Transform | Memory | None, ...]:
+        """In the order of their bits."""
+        return self.transform, self.memory
+
+    def codes(self) -> Iterator[Codes]:
+        """Of the bytes in the unit, in their order."""
+        if self.memory:
+            yield self.memory.labels
+            yield self.memory.confidence
+
+
+NO_TOOLS = Tools()

@@ -1,0 +1,1 @@
+"""Changes of the basis of a plane's columns."""
