@@ -65,7 +65,7 @@ def choose_memory(plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.
 
 
 def _model_bits(columns: np.ndarray, distortion: np.ndarray) -> float:
-    """Bits of columns whose variances are products of those of the columns and of those of their entries; distortion: of each column."""
+    """Bits (and distortion, in bits) of columns whose variances are products of those of the columns and of those of their entries; distortion: of each column."""
     powers = measure_powers(columns)
     return model_bits(powers.rows / distortion, powers.columns, 1.0)
 
@@ -140,8 +140,6 @@ def refit_memory(codes: MemoryCodes, plane: np.ndarray, row_steps: np.ndarray, c
 
 def _follow(columns: np.ndarray, distortion: np.ndarray, labels: np.ndarray, limit: int) -> tuple[MemoryCodes, float]:
     """Codes for columns, float32 (n, m), that are coded at the distortion of each; and bits saved."""
-    width = np.sqrt(12 * distortion).astype(np.float32)[:, None]
-    noise = np.round(columns / width) * width - columns
     start = MemoryCodes(limit, labels, np.zeros(len(labels), np.int16))
     rest, before = np.empty_like(columns), _model_bits(columns, distortion)
     best: tuple[MemoryCodes, float] | None = None
@@ -149,7 +147,7 @@ def _follow(columns: np.ndarray, distortion: np.ndarray, labels: np.ndarray, lim
     for _ in range(2):  # a confidence of their own for all columns, then the same for all
         mine, confidence, saved = labels.copy(), np.empty(len(labels), np.int16), np.empty(len(labels))
         floor, free = start.floor, limit == NO_FLOOR
-        follow_memories(columns, noise, mine, floor, free, distortion, CERTAIN, common, confidence, saved, rest)
+        follow_memories(columns, mine, floor, free, distortion, CERTAIN, common, confidence, saved, rest)
         side = 8 * (len(encode_codes(mine)[2]) + len(encode_codes(confidence)[2]) + 4)
         bits = before - _model_bits(rest, distortion) - side
         if best is None or bits > best[1]:

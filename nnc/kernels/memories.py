@@ -6,6 +6,16 @@ import numpy as np
 from numba import njit
 
 
+_NAT = 0.7213475204444817  # 1 / (2 ln 2)
+
+
+@njit(cache=True, nogil=True)
+def _cost(variance):
+    """Bits and distortion (at their exchange rate, in bits) of a Gaussian weight of this variance, in units of the distortion: reverse
+    water-filling, so that below one it is not coded, and what foretells it lowers the distortion."""
+    return _NAT + 0.5 * np.log2(variance) if variance > 1 else _NAT * variance
+
+
 @njit(cache=True, nogil=True, fastmath=True)
 def kinship(units, out):
     """out[i] = largest squared cosine between row i of `units`, float32 (n, m) of length one, and another row."""
@@ -77,13 +87,13 @@ def farthest_rows(units, k, chosen):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def follow_memories(columns, noise, labels, floor, free, distortion, steps, common, confidence, saved, rest):
+def follow_memories(columns, labels, floor, free, distortion, steps, common, confidence, saved, rest):
     """What memories save when columns are coded in order; a column is a row of `columns`, float32 (n, m).
 
-    noise: what decoding adds to each, of the same shape.  labels: int16 (n,), changed to the best memory if `free`.  floor: float32.
+    What is left of a column is taken to be decoded as multiples of sqrt(12 distortion).  labels: int16 (n,), changed to the best memory if `free`.  floor: float32.
     distortion: float64 (n,).  steps: of a confidence, -steps stands for none; common:
     code of all columns, 1 to choose.  confidence: int16 (n,), codes.  saved: float64 (n,),
-    bits.  rest: float32 (n, m), what is left to code with these confidences.
+    of bits and distortion, in bits.  rest: float32 (n, m), what is left to code with these confidences.
     """
     n, m = columns.shape
     last = 0
@@ -114,7 +124,7 @@ def follow_memories(columns, noise, labels, floor, free, distortion, steps, comm
                 least = left
                 confidence[j] = trust - steps
                 label = c
-        saved[j] = 0.5 * m * (np.log2(1 + own / m / distortion[j]) - np.log2(1 + max(least, 0.0) / m / distortion[j]))
+        saved[j] = m * (_cost(own / m / distortion[j]) - _cost(max(least, 0.0) / m / distortion[j]))
         labels[j] = label
         if saved[j] < 4 and common == 1:
             confidence[j] = -steps
@@ -125,23 +135,28 @@ def follow_memories(columns, noise, labels, floor, free, distortion, steps, comm
             seen[label] += 1
             part = max(np.float32(1) / np.float32(seen[label]), floor)
             memory = memories[label]
+            width = np.float32(np.sqrt(12 * distortion[j]))
             total = 0.0
             for p in range(m):
-                memory[p] += part * (x[p] + noise[j, p] - memory[p])
+                left = rest[j, p]
+                value = x[p] - left + np.round(left / width) * width
+                memory[p] += part * (value - memory[p])
                 total += memory[p] * memory[p]
             power[label] = total
 
 
 @njit(cache=True, nogil=True)
 def model_bits(rows, columns, scale):
-    """Sum of log2(1 + rows[i] * columns[j] * scale) / 2."""
+    """Sum of the costs (`_cost`) of the variances rows[i] * columns[j] * scale."""
     total = 0.0
     for i in range(len(rows)):
         product = 1.0
         for j in range(len(columns)):
-            product *= 1 + rows[i] * columns[j] * scale
+            variance = rows[i] * columns[j] * scale
+            total += _NAT * min(variance, 1.0)
+            product *= max(variance, 1.0)
             if product > 1e200:
-                total += np.log2(product)
+                total += np.log2(product) / 2
                 product = 1.0
-        total += np.log2(product)
-    return total / 2
+        total += np.log2(product) / 2
+    return total
