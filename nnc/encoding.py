@@ -22,6 +22,7 @@ from .plan import Plan
 from .quantize.trellis import LABELLINGS
 from .rdo import Search
 from .sensitivity import short_step
+from .tiling.choice import encode_alternative
 from .unit import Record
 from .workers import Workers
 
@@ -74,7 +75,8 @@ class Encoding:
                         plan.name, tensor, plan.sensitivity, step, search, bank, pool, way, predicted, self.relief
                     )
                 follow = self.asked.follow and not predicted
-                return encode_coded(plan.name, tensor, plan.powers, step, search, bank, pool, follow, predicted=predicted)
+                coded = encode_coded(plan.name, tensor, plan.powers, step, search, bank, pool, follow, predicted=predicted)
+                return coded if predicted else encode_alternative(plan.name, tensor, coded, step, search.lagrangian)
             return self._encode_other(plan, typical, factor)
 
         total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []
