@@ -18,7 +18,7 @@ Source = dict[str, Tensor] | nn.Module
 class Case:
     """A golden file: `source` makes the checkpoint from a seeded generator; `folder`: with shards; `calibrated`: with made-up
     statistics of the loss; `unit`: of all step codes, whatever the encoder would choose; `reference`: name of an earlier case
-    that it is a difference to."""
+    that it is a difference to; `tiles`: how matrices are tiled, whatever the encoder would choose."""
     name: str
     source: Callable[[torch.Generator], Source]
     options: dict = field(default_factory=dict)
@@ -27,6 +27,7 @@ class Case:
     calibrated: bool = False
     unit: int | None = None
     reference: str = ""
+    tiles: dict = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -235,6 +236,31 @@ def later_weight(g: torch.Generator) -> Source:
     return {"nnc_weight": near(g, base, 0.3)}
 
 
+def smooth_field(g: torch.Generator, rows: int, columns: int) -> Tensor:
+    """Random, of first order along both axes."""
+    plane = normal(g, rows, columns)
+    for _ in range(2):
+        for i in range(1, len(plane)):
+            plane[i] = 0.95 * plane[i - 1] + 0.3 * plane[i]
+        plane = plane.T.contiguous()
+    return plane
+
+
+def smooth_fields(g: torch.Generator) -> Source:
+    return {"field": smooth_field(g, 60, 50), "conv": smooth_field(g, 40, 45).reshape(40, 5, 3, 3) + 2,
+            "half": smooth_field(g, 41, 37).half(), "brain": smooth_field(g, 33, 48).bfloat16(), "noise": normal(g, 40, 30)}
+
+
+def folded_fields(g: torch.Generator) -> Source:
+    """Columns that follow from the one before by a map that folds."""
+    def fold(rows: int, columns: int) -> Tensor:
+        found = [normal(g, rows) * 0.3]
+        for _ in range(columns - 1):
+            found.append(1 - 1.5 * found[-1].abs() + 0.1 * normal(g, rows))
+        return torch.stack(found, 1)
+    return {"folded": fold(96, 60), "brain": fold(70, 43).bfloat16()}
+
+
 CASES = [
     *(Case(f"states-{n}", layers, {"step": 0.4, "states": n, "labelling": "plain"}, seed=n) for n in STATES),
     *(Case(f"states-{n}-sign-symmetric", layers, {"step": 0.8, "states": n, "labelling": "sign-symmetric"}, seed=n)
@@ -288,4 +314,12 @@ CASES = [
     Case("predicted-own", later_weight, {"snr": 60}, seed=2, reference="own-coded"),
     *(Case(f"predicted-calibrated-{n}", tuned, {"bits": 4, "states": n}, seed=n, calibrated=True, reference="original")
       for n in (1, 8)),
+    Case("tiled", smooth_fields, {"step": 0.1}),
+    Case("tiled-coarse", smooth_fields, {"snr": 8}, seed=2),
+    Case("tiled-own", lambda g: {"nnc_field": smooth_field(g, 230, 210)}, {"snr": 42}, seed=3),
+    Case("tiled-hidden", folded_fields, {"step": 0.05}, tiles={"height": 8, "width": 1}),
+    Case("tiled-steps", smooth_fields, {"step": 0.1}, seed=4, tiles={"height": 5, "width": 3, "most_steps": 3, "predictor": "linear"}),
+    Case("tiled-raw", smooth_fields, {"step": 0.1}, seed=5, tiles={"trained": False, "predictor": "none"}),
+    Case("tiled-plain", smooth_fields, {"step": 0.1}, seed=6,
+         tiles={"height": 4, "width": 4, "predictor": "linear", "plain": "sine", "predicted": "none"}),
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from math import prod
 
 from ..errors import Corruption
 from ..fields import MAX_BYTES, Codes, Lanes
 from ..partition.planes import plane_shape
 from ..registry import Table
-from .layout import MAX_DEPTH, MAX_SIDE, Layout
+from .layout import MAX_DEPTH, MAX_SIDE, Layout, make_layout
 from .transforms import TRANSFORMS
 
 PREDICTORS = Table("predictor", {0: "none", 1: "linear", 2: "hidden"})
@@ -127,13 +128,20 @@ class TileCoding:
         scales, tables = Codes.read(data), Codes.read(data)
         predictor = Predictor.read(data, kind == "hidden") if kind != "none" else None
         length = data.lengths.varint("stream length", MAX_BYTES)
-        return cls(
-            split, height, width, step, steps, mean, offset, plain, predicted, noise, scales, tables, predictor, length
-        )  # fmt: skip
+        found = cls(split, height, width, step, steps, mean, offset, plain, predicted, noise, scales, tables, predictor, length)
+        if predictor and sum(found.weights) > prod(shape):
+            raise Corruption(f"{sum(found.weights)} weights of a predictor for {prod(shape)} elements: the file is damaged")
+        return found
 
     @property
     def layout(self) -> Layout | None:
-        return self.predictor and Layout(self.height, self.width, self.predictor.depth, self.predictor.reach)
+        return self.predictor and make_layout(self.height, self.width, self.predictor.depth, self.predictor.reach)
+
+    @property
+    def weights(self) -> tuple[int, int, int, int]:
+        """Numbers of linear weights, of weights into the hidden units, of their biases, of weights out of them."""
+        layout, units = self.layout, self.predictor.units
+        return layout.linear, units * layout.context, units, units * layout.pixels
 
     @property
     def side(self) -> int:

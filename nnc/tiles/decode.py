@@ -30,18 +30,14 @@ class Decoded:
     hashes: np.ndarray
 
 
-def count_weights(layout: Layout, units: int) -> tuple[int, int, int, int]:
-    """Numbers of linear weights, of weights into the hidden units, of their biases, of weights out of them."""
-    return len(layout.joins), units * layout.context, units, units * layout.pixels
-
-
 def build_network(predictor: Predictor | None, layout: Layout | None, codes: np.ndarray) -> tuple:
     """What `predict_tile` takes; codes: int, all weights in the order of the file."""
     if predictor is None:
         nothing = np.zeros(0, np.int64)
         return nothing, nothing, nothing, 0, np.zeros((0, 0), np.int64), nothing, np.zeros((0, 0), np.int64), 0
     codes = codes.astype(np.int64)
-    linear, inner, biases, outer = np.split(codes, np.cumsum(count_weights(layout, predictor.units))[:-1])
+    counts = layout.linear, predictor.units * layout.context, predictor.units
+    linear, inner, biases, outer = np.split(codes, np.cumsum(counts))
     live = np.flatnonzero(linear)
     order = live[np.argsort(layout.joins[live, 0], kind="stable")]
     pixel, index = layout.joins[order].T
@@ -66,7 +62,7 @@ def decode_plane(coding: TileCoding, shape: tuple[int, ...], data: memoryview, h
     area = coding.height * coding.width
     fields = [(coding.scales, (2 if predictor else 1) * area), (coding.tables, TABLES)]
     if predictor:
-        fields.append((predictor.codes, sum(count_weights(layout, predictor.units))))
+        fields.append((predictor.codes, sum(coding.weights)))
     for codes, number in fields:
         parts.append(decode_codes(codes.mode, codes.spread, bytes(data[at : at + codes.length]), number))
         at += codes.length

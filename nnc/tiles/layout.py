@@ -15,10 +15,11 @@ and then along the columns, what is at the left the other way round.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+CACHED = 256
 MAX_SIDE = 16
 MAX_DEPTH = 2
 
@@ -56,9 +57,25 @@ class Layout:
         return np.array([(i * self.width + j, number[y, x]) for i, j, y, x in above + left + corner], np.int64)
 
     @property
+    def linear(self) -> int:
+        """Number of linear weights, the length of `joins`."""
+
+        def pairs(side: int, far: int) -> int:
+            return sum(0 <= at + d < far for at in range(side) for d in range(-self.reach, self.reach + 1))
+
+        high, wide, depth = self.height, self.width, self.depth
+        return depth * (high * pairs(wide, wide + self.spill) + wide * pairs(high, high) + depth * high * wide)
+
+    @property
     def pixels(self) -> int:
         return self.height * self.width
 
     @property
     def context(self) -> int:
         return self.depth * (self.depth + self.width + self.spill + self.height)
+
+
+@lru_cache(maxsize=CACHED)
+def make_layout(height: int, width: int, depth: int, reach: int) -> Layout:
+    """A layout whose lists are made once for all tensors."""
+    return Layout(height, width, depth, reach)

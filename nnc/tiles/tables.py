@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..entropy.parametric import exponential, normalise
+from ..coder import TOTAL
+from ..entropy.parametric import exponential
 
 LOWEST, HIGHEST = -10, 13  # depths with a table of their own
 DEPTHS = HIGHEST - LOWEST + 1
@@ -27,6 +28,7 @@ SIGN = TABLES
 
 def zero_frequencies(codes: np.ndarray) -> np.ndarray:
     """Frequency of 0, of 2^24, for every context and, last, the sign: uint64 (TABLES + 1,); codes: int (TABLES,)."""
-    likely, rare = exponential(np.zeros(1, np.int64))[0], exponential(np.abs(codes.astype(np.int64)) * 64)
-    of_zero = [normalise(np.array([likely, r] if code >= 0 else [r, likely], np.int64))[0] for code, r in zip(codes, rare)]
-    return np.array([*of_zero, 1 << 23], np.uint64)
+    codes = codes.astype(np.int64)
+    rare = exponential(np.abs(codes) * 64)
+    of_rare = 1 + rare * (TOTAL - 2) // (rare + (1 << 32))  # `normalise` of the two: what is left over goes to the likelier one
+    return np.append(np.where(codes >= 0, TOTAL - of_rare, of_rare), 1 << 23).astype(np.uint64)

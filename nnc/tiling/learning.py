@@ -18,7 +18,7 @@ from numba import njit
 from ..entropy.scales import MOST, encode_codes
 from ..kernels.tiles import gather_context
 from ..tiles.coding import MAX_SHIFT
-from ..tiles.layout import Layout
+from ..tiles.layout import Layout, make_layout
 
 SAMPLE = 1 << 13  # tiles that predictors are learned from
 RIDGE = 1e-4
@@ -146,7 +146,7 @@ def candidate_layouts(height: int, width: int) -> Iterable[tuple[Layout, bool]]:
     """(layout, tied) that are tried."""
     for depth, reach, tied in ((1, 0, True), (1, 1, True), (1, 3, True), (2, 1, True), (2, 2, True), (1, 0, False), (1, 16, False)):
         if depth <= min(height, width):
-            yield Layout(height, width, depth, reach), tied
+            yield make_layout(height, width, depth, reach), tied
 
 
 def choose_linear(target: np.ndarray, pixels: np.ndarray, height: int, width: int) -> tuple[Learned, Tiles] | None:
@@ -155,9 +155,11 @@ def choose_linear(target: np.ndarray, pixels: np.ndarray, height: int, width: in
     target: float64, in steps; pixels: int32, as decoded, of 1/64 step."""
     found = []
     for layout, tied in candidate_layouts(height, width):
+        if layout.linear > target.size:  # readers refuse it
+            continue
         tiles = collect_tiles(target, pixels, layout)
         if tiles is None:
-            return None
+            continue
         learned = learn_linear(tiles, layout, tied)
         found.append((learned.cost(tiles), len(found), learned, tiles))
-    return min(found)[2:]
+    return min(found)[2:] if found else None

@@ -2,7 +2,7 @@
 
     a = max(0, U c + b),   prediction = W c + V a
 
-Adam on all tiles at once; then U, b and V become integers of at most 64 with powers of two between, and W and V share one shift.
+Adam on some of the tiles, the error is taken on all of them; then U, b and V become integers of at most 64 with powers of two between, and W and V share one shift.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..entropy.scales import MOST
 from ..tiles.coding import MAX_BIAS
 from .learning import Learned, Tiles, apply_linear, choose_linear
 
-UNITS = (4, 8)
-STEPS, RATE = 400, 0.02
-FEWEST = 128  # tiles below which a hidden layer is not tried
+UNITS = (3, 6)
+STEPS, RATE = 250, 0.03
+FEWEST, SAMPLE = 128, 1 << 11  # tiles below which a hidden layer is not tried, and that it is trained on
 
 
 def learn_hidden(tiles: Tiles, linear: Learned, units: int) -> Learned:
@@ -26,8 +26,9 @@ def learn_hidden(tiles: Tiles, linear: Learned, units: int) -> Learned:
     layout = linear.layout
     generator = torch.Generator().manual_seed(units)
     scale = float(np.sqrt(np.square(tiles.contexts).mean())) or 1.0
-    contexts = torch.tensor(tiles.contexts / scale, dtype=torch.float32)
-    pixels = torch.tensor(tiles.pixels / scale, dtype=torch.float32)
+    every = -(-len(tiles.pixels) // SAMPLE)
+    contexts = torch.tensor(tiles.contexts[::every] / scale, dtype=torch.float32)
+    pixels = torch.tensor(tiles.pixels[::every] / scale, dtype=torch.float32)
     count, matrix = layout.context, np.zeros((layout.context, layout.pixels), np.float32)
     matrix[layout.joins[:, 1], layout.joins[:, 0]] = linear.codes / (1 << linear.shift)
     mask = torch.zeros(count, layout.pixels)
@@ -81,6 +82,7 @@ def learn_predictors(target: np.ndarray, pixels: np.ndarray, height: int, width:
     learned = [linear]
     if most == "hidden" and len(tiles.pixels) >= FEWEST:
         hidden = [learn_hidden(tiles, linear, units) for units in UNITS]
-        learned.append(min(hidden, key=lambda one: one.cost(tiles)))
+        hidden = [one for one in hidden if len(one.codes) <= target.size]  # readers refuse more
+        learned += sorted(hidden, key=lambda one: one.cost(tiles))[:1]
     alone = tiles.cost(float(np.square(tiles.pixels).mean()))
     return [one for one in learned if one.cost(tiles) < alone]
