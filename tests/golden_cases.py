@@ -261,6 +261,16 @@ def folded_fields(g: torch.Generator) -> Source:
     return {"folded": fold(96, 60), "brain": fold(70, 43).bfloat16()}
 
 
+def wave_fields(g: torch.Generator) -> Source:
+    """One whose rows swing, so that two of them are needed, and one that runs along the diagonal."""
+    rippled, slanted = normal(g, 90, 70), normal(g, 70, 90)
+    for i in range(2, 90):
+        rippled[i] = 1.5 * rippled[i - 1] - 0.9 * rippled[i - 2] + 0.1 * rippled[i]
+    for i in range(1, 70):
+        slanted[i, 1:] = 0.97 * slanted[i - 1, :-1] + 0.1 * slanted[i, 1:]
+    return {"rippled": rippled, "slanted": slanted}
+
+
 CASES = [
     *(Case(f"states-{n}", layers, {"step": 0.4, "states": n, "labelling": "plain"}, seed=n) for n in STATES),
     *(Case(f"states-{n}-sign-symmetric", layers, {"step": 0.8, "states": n, "labelling": "sign-symmetric"}, seed=n)
@@ -318,6 +328,7 @@ CASES = [
     Case("tiled-coarse", smooth_fields, {"snr": 8}, seed=2),
     Case("tiled-own", lambda g: {"nnc_field": smooth_field(g, 230, 210)}, {"snr": 42}, seed=3),
     Case("tiled-hidden", folded_fields, {"step": 0.05}, tiles={"height": 8, "width": 1}),
+    Case("tiled-deep", wave_fields, {"step": 0.1}, tiles={"height": 4, "width": 4}),
     Case("tiled-steps", smooth_fields, {"step": 0.1}, seed=4, tiles={"height": 5, "width": 3, "most_steps": 3, "predictor": "linear"}),
     Case("tiled-raw", smooth_fields, {"step": 0.1}, seed=5, tiles={"trained": False, "predictor": "none"}),
     Case("tiled-plain", smooth_fields, {"step": 0.1}, seed=6,
