@@ -3,13 +3,16 @@
 Sources are seeded: a separable field of rho = 0.9 (bounds of its linear prediction: 4.95 dB open loop, 1.80 dB in the closed loop after a
 transform, 8 x 8 tiles), a map that folds (which no linear predictor can follow), and white noise.
 """
+
 from __future__ import annotations
 
 import sys
+import zlib
 from dataclasses import replace
 from functools import cache
 from math import log2, log10
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -21,6 +24,8 @@ from nnc.coder import checksum
 from nnc.encoded import EncodedTensor, tensor_bytes
 from nnc.entropy.explicit import ModelBank
 from nnc.entropy.parametric import exponential, normalise
+from nnc.fields import Codes
+from nnc.tiles.coding import Predictor, TileCoding
 from nnc.tiles.decode import decode_plane
 from nnc.tiles.layout import Layout
 from nnc.tiles.tables import zero_frequencies
@@ -29,6 +34,7 @@ from nnc.tiling.choice import encode_alternative, tiled_pays, tiled_step
 from nnc.tiling.encode import Asked, encode_plane, encode_tiled
 from nnc.tiling.learning import apply_linear, choose_linear, collect_tiles
 from nnc.tuning import decode_tensor
+from nnc.unit import Record
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_decoder as decoder  # noqa: E402
@@ -87,6 +93,7 @@ def check_round_trip(tensor: torch.Tensor, encoded: EncodedTensor) -> torch.Tens
 
 
 # ---- the five points of METHODS S2 (c) --------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("asked", (Asked(8, 8, "linear"), Asked(8, 1), Asked(4, 4, "linear", "none", "none")))
 def test_encoder_and_decoder_see_the_same_context_of_every_tile(asked):
@@ -167,9 +174,16 @@ def test_rate_of_noise_is_that_of_a_uniform_quantizer_with_ideal_coding():
 
 # ---- predictors -------------------------------------------------------------------------------------------------------
 
+
 def test_hidden_layer_follows_what_a_linear_one_cannot():
-    none, linear, hidden = (encode_tiled("w", folded(256, 1), 0.1, Asked(8, 1, predictor=p)) for p in ("none", "linear", "hidden"))
-    assert [e.record.tiles.predictor and e.record.tiles.predictor.kind for e in (none, linear, hidden)] == [None, "linear", "hidden"]
+    none, linear, hidden = (
+        encode_tiled("w", folded(256, 1), 0.1, Asked(8, 1, predictor=p)) for p in ("none", "linear", "hidden")
+    )
+    assert [e.record.tiles.predictor and e.record.tiles.predictor.kind for e in (none, linear, hidden)] == [
+        None,
+        "linear",
+        "hidden",
+    ]
     assert bits(hidden) < bits(linear) - 0.3 < bits(none) - 0.6
     check_round_trip(folded(256, 1), hidden)
 
@@ -185,7 +199,9 @@ def test_layout_counts_its_weights_without_listing_them(layout):
 
 
 def test_bases_are_orthogonal_and_far_from_ties():
-    entries = [basis_value(kind, n, u, x) for kind in ("cosine", "sine") for n in range(1, 17) for u in range(n) for x in range(n)]
+    entries = [
+        basis_value(kind, n, u, x) for kind in ("cosine", "sine") for n in range(1, 17) for u in range(n) for x in range(n)
+    ]
     assert min(abs(entry % 1 - 0.5) for entry in entries) > 1 / 2000
     for number in (1, 2):
         for n in range(1, 17):
@@ -201,6 +217,7 @@ def test_tables_of_bits_are_normalised_pairs():
 
 
 # ---- shapes, dtypes, the file -------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("shape", ((1, 70), (70, 1), (37, 19), (5, 3, 3, 3), (3, 2), (8, 8), (16, 24), (1, 1)))
 @pytest.mark.parametrize("asked", (LINEAR, Asked(4, 4), Asked(5, 3, "linear", "sine", "none"), Asked(16, 1)))
@@ -237,6 +254,7 @@ def test_steps_that_are_too_fine_are_refused_by_the_encoder():
 
 # ---- where it is used ---------------------------------------------------------------------------------------------------
 
+
 def test_pre_test_tells_smooth_planes_from_noise():
     assert tiled_pays(smooth(256, 256, 1).numpy()) and not tiled_pays(white(256, 1).numpy())
     assert not tiled_pays(np.zeros((9, 9), np.float32)) and not tiled_pays(np.zeros((1, 9), np.float32))
@@ -244,7 +262,11 @@ def test_pre_test_tells_smooth_planes_from_noise():
 
 
 def test_compress_takes_tiles_where_they_are_shorter(tmp_path):
-    state = {"smooth": smooth(128, 128, 10), "white": white(96, 4), "bias": torch.randn(64, generator=torch.Generator().manual_seed(1))}
+    state = {
+        "smooth": smooth(128, 128, 10),
+        "white": white(96, 4),
+        "bias": torch.randn(64, generator=torch.Generator().manual_seed(1)),
+    }
     path = tmp_path / "a.safetensors"
     nnc.compress(state, path, snr=20, threads=1)
     kinds = {tensor.name: tensor.kind for tensor in nnc.inspect(path).tensors}
@@ -253,7 +275,9 @@ def test_compress_takes_tiles_where_they_are_shorter(tmp_path):
     assert info.tensors[0].snr == pytest.approx(20, abs=3) and info.tensors[0].step > 0
     assert sum(tensor.bytes for tensor in info.tensors) == info.payload + info.side + info.exact
     loaded = nnc.load(path, threads=2)
-    assert {name: (str(t.dtype)[6:], tuple(t.shape), bytes(tensor_bytes(t))) for name, t in loaded.items()} == decoder.decode(path)
+    assert {name: (str(t.dtype)[6:], tuple(t.shape), bytes(tensor_bytes(t))) for name, t in loaded.items()} == decoder.decode(
+        path
+    )
     alone = {"smooth": white(128, 3)}
     nnc.compress(alone, tmp_path / "b.safetensors", snr=20, threads=1)
     assert info.tensors[0].bytes < 0.5 * nnc.inspect(tmp_path / "b.safetensors").tensors[0].bytes
@@ -272,6 +296,7 @@ def test_the_cheaper_of_the_two_is_kept():
 
 
 # ---- damage -------------------------------------------------------------------------------------------------------------
+
 
 def attempts(encoded: EncodedTensor, parts: list[bytes]) -> list[bool]:
     """For each damaged unit, its checksum right, whether it decodes; anything but Corruption is an error of the test."""
@@ -349,13 +374,31 @@ def test_values_beyond_float32_are_refused():
         decode_tensor(replace(encoded, record=replace(encoded.record, tiles=tiles)), ModelBank())
 
 
+def test_a_few_bytes_that_claim_a_large_tensor_are_refused_soon():
+    """The widest predictor on the largest tiles, with all steps, and a stream of one byte."""
+    layout, size = Layout(16, 16, 2, 16), 2048
+    weights = zlib.compress(bytes([64]) * (layout.linear + 16 * (layout.context + 1 + layout.pixels)), 9)
+    scales, none = zlib.compress(bytes([64]) * 512, 9), Codes("none", 0, 0)
+    predictor = Predictor(2, 16, 12, 16, 12, 20, Codes("deflated", 0, len(weights)))
+    tiles = TileCoding(
+        1, 16, 16, 1.0, 22, 0, 0, "cosine", "sine", 0, Codes("deflated", 0, len(scales)), none, predictor, 1
+    )  # fmt: skip
+    record = Record("w", torch.float32, (size, size), "tiled", tiles=tiles)
+    start = perf_counter()
+    with pytest.raises(nnc.Corruption, match="does not end"):
+        decode_tensor(EncodedTensor(record, scales + weights + b"\1", (0,), 0), ModelBank())
+    assert perf_counter() - start < 5  # 0.04 on two cores of an EPYC, compiled
+
+
 def test_random_records_decode_alike(tmp_path):
     """Noise as scales, tables, weights and stream: both decoders refuse it, or the digest of one is that of the other."""
     rng = np.random.default_rng(5)
     tensor = smooth(24, 20, 13)
     for number in range(12):
         side = int(rng.integers(2, 5))
-        encoded = encode_tiled("w", tensor * 2.0 ** rng.integers(-8, 9), 2.0 ** int(rng.integers(-9, 3)), Asked(side, side, "linear"))
+        encoded = encode_tiled(
+            "w", tensor * 2.0 ** rng.integers(-8, 9), 2.0 ** int(rng.integers(-9, 3)), Asked(side, side, "linear")
+        )
         if encoded is None:
             continue
         tiles = encoded.record.tiles

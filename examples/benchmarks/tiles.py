@@ -11,6 +11,7 @@ side information.
 `folded`: a source that no linear predictor follows.
 `coded`: the same fields as coded tensors (trellis of 8 states) at the same squared error.
 """
+
 from __future__ import annotations
 
 import sys
@@ -92,12 +93,22 @@ def measure_prediction(size: int) -> tuple[Table, list[Bound]]:
         predicted = encode_tiled("w", field, STEP, asked)
         gain = error_at(bits_of(predicted), field, STEP, Asked(t, t, "none")) - decibels(predicted)
         most = bound_of(rho, t)
-        rows.append((rho, t, open_gain, most[0], bits_of(predicted), gain, most[1], predicted.record.tiles.predictor.codes.length))
+        rows.append(
+            (rho, t, open_gain, most[0], bits_of(predicted), gain, most[1], predicted.record.tiles.predictor.codes.length)
+        )
         if (rho, t) == BOUNDED:
             bounds.append(Bound("open-loop gain in dB", open_gain, 4.45, True))
             bounds.append(Bound("closed-loop gain at the same bytes in dB", gain, 1.5, True))
-    columns = (Column("rho", "g"), Column("tile", "d"), Column("open dB", ".2f"), Column("best dB", ".2f"), Column("bits", ".3f"),
-               Column("closed dB", ".2f"), Column("limit dB", ".2f"), Column("bytes of weights", "d"))
+    columns = (
+        Column("rho", "g"),
+        Column("tile", "d"),
+        Column("open dB", ".2f"),
+        Column("best dB", ".2f"),
+        Column("bits", ".3f"),
+        Column("closed dB", ".2f"),
+        Column("limit dB", ".2f"),
+        Column("bytes of weights", "d"),
+    )
     return Table("prediction", columns, tuple(rows)), bounds
 
 
@@ -106,11 +117,16 @@ def measure_steps(size: int) -> tuple[Table, list[Bound]]:
     most = encode_tiled("w", field, STEP, Asked(predictor="linear")).record.tiles.steps
     for steps in range(1, most + 1):
         note(f"steps {steps}")
-        trained, raw = (encode_tiled("w", field, STEP, Asked(predictor="linear", most_steps=steps, trained=t)) for t in (True, False))
+        trained, raw = (
+            encode_tiled("w", field, STEP, Asked(predictor="linear", most_steps=steps, trained=t)) for t in (True, False)
+        )
         rows.append((steps, bits_of(trained), bits_of(raw), decibels(trained)))
     falls = [before[3] - after[3] for before, after in zip(rows, rows[1:])]
-    bounds = [Bound("steps", most, 4, True), Bound("least fall of the error with a step in dB", min(falls), 0.01, True),
-              Bound("largest size with the trained coder over raw bits", max(row[1] / row[2] for row in rows), 1.0)]
+    bounds = [
+        Bound("steps", most, 4, True),
+        Bound("least fall of the error with a step in dB", min(falls), 0.01, True),
+        Bound("largest size with the trained coder over raw bits", max(row[1] / row[2] for row in rows), 1.0),
+    ]
     columns = (Column("steps", "d"), Column("bits", ".3f"), Column("raw bits", ".3f"), Column("error dB", ".2f"))
     return Table("steps", columns, tuple(rows)), bounds
 
@@ -134,7 +150,9 @@ def measure_folded(size: int) -> tuple[Table, list[Bound]]:
         found = encode_tiled("w", plane, STEP, Asked(8, 1, predictor))
         rows.append((predictor, bits_of(found), decibels(found)))
     columns = (Column("predictor"), Column("bits", ".3f"), Column("error dB", ".2f"))
-    return Table("folded", columns, tuple(rows)), [Bound("bits with a hidden layer over a linear one", rows[2][1] / rows[1][1], 1.0)]
+    return Table("folded", columns, tuple(rows)), [
+        Bound("bits with a hidden layer over a linear one", rows[2][1] / rows[1][1], 1.0)
+    ]
 
 
 def measure_coded(size: int) -> Table:

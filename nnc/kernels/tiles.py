@@ -84,10 +84,15 @@ def predict_tile(context, network, high, wide, tile):
 
 
 @njit(cache=True, nogil=True)
-def rebuild_tile(coefficients, transform, bases, top, left, high, wide, tile, pixels, digest):
-    """Add the residual of `coefficients` int64 (height, width) to the prediction in `tile`, write the pixels; returns the digest."""
-    half = np.empty((high, wide), np.int64)
-    if transform > 0:
+def rebuild_tile(coefficients, transform, bases, top, left, high, wide, half, tile, pixels, digest):
+    """Add the residual of `coefficients` int64 (height, width) to the prediction in `tile`, write the pixels; returns the digest.
+
+    half: scratch as large as `tile`."""
+    largest = np.int64(0)
+    for u in range(high):
+        for v in range(wide):
+            largest = max(largest, abs(coefficients[u, v]))
+    if transform > 0 and largest > 0:
         down, along = bases[transform, high], bases[transform, wide]
         for u in range(high):
             for x in range(wide):
@@ -101,7 +106,7 @@ def rebuild_tile(coefficients, transform, bases, top, left, high, wide, tile, pi
                 for u in range(high):
                     total += half[u, x] * down[u, y]
                 tile[y, x] += total >> 28
-    else:
+    elif largest > 0:
         for y in range(high):
             for x in range(wide):
                 tile[y, x] += coefficients[y, x]
@@ -141,11 +146,13 @@ def decode_tiles(
         if p >= 0:
             x = (x << _U(32)) | _U(words[p])
             p -= 1
+    least = zero.min()  # a smaller state is that of a 0 in every table, and stays what it is
     digest = _U(0)
     across = -(-columns // width)
     above = np.zeros(across, np.int64)  # flags of the tiles of the row above
     context = np.zeros(offsets.shape[0], np.int64)
     tile = np.zeros((height, width), np.int64)
+    half = np.zeros((height, width), np.int64)
     levels = np.zeros((height, width), np.int64)
     negative = np.zeros((height, width), np.int64)
     skipped = 0
@@ -183,6 +190,11 @@ def decode_tiles(
                 for v in range(wide):
                     levels[u, v] = 0
             for b in range(steps - 1, skipped - 1, -1):
+                if p < 0 and x < least:  # nothing but zeros can follow, so a short stream takes no long time
+                    for u in range(high):
+                        for v in range(wide):
+                            levels[u, v] <<= b - skipped + 1
+                    break
                 for u in range(high):
                     for v in range(wide):
                         m = levels[u, v]
@@ -198,7 +210,7 @@ def decode_tiles(
                 for v in range(wide):
                     value = magnitude(levels[u, v], skipped, offset)
                     levels[u, v] = -value if negative[u, v] else value
-            digest = rebuild_tile(levels, transforms[flag], bases, top, left, high, wide, tile, pixels, digest)
+            digest = rebuild_tile(levels, transforms[flag], bases, top, left, high, wide, half, tile, pixels, digest)
     return x, p + 1, digest
 
 

@@ -86,7 +86,7 @@ def search_tiles(
     tile = np.zeros((height, width), np.int64)
     residual, found = np.zeros((height, width)), np.zeros((2, height, width))
     tried, best = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
-    coefficients = np.zeros((height, width), np.int64)
+    coefficients, half = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
     unit = 1.0 / (1 << FRACTION)
     error = 0.0
     last = 0
@@ -140,7 +140,7 @@ def search_tiles(
                 tile[:] = prediction
             else:
                 tile[:] = 0
-            digest = rebuild_tile(coefficients, transforms[flag], bases, top, left, high, wide, tile, pixels, digest)
+            digest = rebuild_tile(coefficients, transforms[flag], bases, top, left, high, wide, half, tile, pixels, digest)
             for y in range(high):
                 for x in range(wide):
                     difference = target[top + y, left + x] - pixels[top + y, left + x] * unit

@@ -51,7 +51,9 @@ class Layout:
         number = {tuple(offset): index for index, offset in enumerate(self.offsets.tolist())}
         near, steps = range(-1, -self.depth - 1, -1), range(-self.reach, self.reach + 1)
         high, wide = range(self.height), range(self.width)
-        above = [(i, j, y, j + d) for y in near for i in high for d in steps for j in wide if 0 <= j + d < self.width + self.spill]
+        above = [
+            (i, j, y, j + d) for y in near for i in high for d in steps for j in wide if 0 <= j + d < self.width + self.spill
+        ]
         left = [(i, j, i + d, x) for x in near for j in wide for d in steps for i in high if 0 <= i + d < self.height]
         corner = [(i, j, y, x) for y in near for x in near for i in high for j in wide]
         return np.array([(i * self.width + j, number[y, x]) for i, j, y, x in above + left + corner], np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ import torch
 from ..encoded import EncodedTensor
 from ..encoder import make_plane
 from ..sensitivity import short_step
+from ..tiles.layout import MAX_SIDE
 from .encode import LAGRANGIAN, Asked, encode_tiled
 
-SIDES = (8, 4, 16)
+SIDES = ((8, 8), (4, 4), (16, 16))
+KERNELS = (1, 4)  # rows of tiles that are as wide as the kernel of a convolution
 LEFT = 0.6  # of the variance, once both neighbours are known: more, and the trellis of coded tensors gains as much
 LINES, LENGTH = 96, 512  # rows, and weights of each, that correlations are measured on
 
@@ -35,6 +38,12 @@ def tiled_pays(plane: np.ndarray) -> bool:
     return (1 - min(along**2, 1)) * (1 - min(down**2, 1)) < LEFT
 
 
+def candidate_sides(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(height, width) of the tiles that are tried on a tensor of this shape."""
+    kernel = prod(shape[2:])
+    return [*SIDES, *((rows, kernel) for rows in KERNELS if 1 < kernel <= MAX_SIDE)]
+
+
 def tiled_step(step: float, lagrangian: float) -> float:
     """Step of tiles where a squared step of coded tensors costs `lagrangian` per bit: both pay the same for a bit."""
     return short_step(step * (lagrangian / LAGRANGIAN) ** 0.5)
@@ -50,7 +59,7 @@ def encode_alternative(name: str, tensor: torch.Tensor, coded: EncodedTensor, st
 
     if not lagrangian > 0 or not tiled_pays(make_plane(tensor)[1]):
         return coded
-    linear = [Asked(side, side, predictor="linear") for side in SIDES]
+    linear = [Asked(*sides, predictor="linear") for sides in candidate_sides(tuple(tensor.shape))]
     found = [(encode_tiled(name, tensor, tiled_step(step, lagrangian), asked), asked) for asked in linear]
     found = [(encoded, asked) for encoded, asked in found if encoded]
     if not found:

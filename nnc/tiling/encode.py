@@ -33,8 +33,8 @@ LAGRANGIAN = 0.12  # steps squared per bit
 
 @dataclass(frozen=True)
 class Asked:
-    """How a tensor is to be tiled.  height, width: of a tile; predictor: "none", "linear", "hidden" (of the three, the shortest up to
-    that one); plain, predicted: transforms; most_steps: of a tile, None for all that its largest level needs; trained: whether
+    """How a tensor is to be tiled.  height, width: of a tile; predictor: "none", "linear", "hidden" (the shortest of these up to
+    that one is taken); plain, predicted: transforms; most_steps: of a tile, None for all that its largest level needs; trained: whether
     codes are entropy coded with fitted tables, or are raw bits; lagrangian: steps squared per bit."""
 
     height: int = 8
@@ -82,7 +82,9 @@ class Model:
         return p and Predictor(p.layout.depth, p.layout.reach, p.shift, p.units, p.hidden_shift, p.bias, codes)
 
     def network(self) -> tuple:
-        return build_network(self.predictor(), self.learned and self.learned.layout, self.learned.codes if self.learned else np.zeros(0))
+        return build_network(
+            self.predictor(), self.learned and self.learned.layout, self.learned.codes if self.learned else np.zeros(0)
+        )
 
 
 def encode_tiled(name: str, tensor: torch.Tensor, step: float, asked: Asked = Asked()) -> EncodedTensor | None:
@@ -139,7 +141,9 @@ def _encode(
     codes = _list(target.shape, asked, model, choice.levels, choice.flags, skips, steps)
     tables = _count_tables(codes) if asked.trained else np.zeros(TABLES, np.int64)
     zero = zero_frequencies(tables)
-    bits = np.bincount(codes, minlength=2 * len(zero)) @ (24 - np.log2(np.stack([zero, (1 << 24) - zero.astype(np.int64)], 1))).reshape(-1)
+    bits = np.bincount(codes, minlength=2 * len(zero)) @ (
+        24 - np.log2(np.stack([zero, (1 << 24) - zero.astype(np.int64)], 1))
+    ).reshape(-1)
     words = np.empty(int(bits / 32 * 1.05) + 1024, np.uint32)
     stream = pack_words(words[: push_codes(codes, zero, words)])
     parts = [model.scales.reshape(-1)[: (2 if learned else 1) * area], tables, *([learned.codes] if learned else [])]
@@ -225,7 +229,9 @@ def _refit(model: Model, choice: Choice, asked: Asked, shape: tuple[int, int], a
     """Scales, tables and offset for what was chosen."""
     scales = fit_scales(choice.squares, area).reshape(2, asked.height, asked.width)
     model = replace(model, scales=scales)
-    steps = int(np.abs(choice.levels.astype(np.int64) << np.minimum(skips, 30).astype(np.int64)[:, None]).max(initial=0)).bit_length()
+    steps = int(
+        np.abs(choice.levels.astype(np.int64) << np.minimum(skips, 30).astype(np.int64)[:, None]).max(initial=0)
+    ).bit_length()
     tables = _count_tables(_list(shape, asked, model, choice.levels, choice.flags, np.minimum(skips, steps), steps))
     total, number = choice.squares[:, area].sum(0)
     offset = int(np.clip(np.round(-(1 << FRACTION) * total / number), -MAX_OFFSET, MAX_OFFSET)) if number else 0

@@ -2,9 +2,9 @@
 
     w = argmin |y - X w|^2 + ridge |w|^2,   X: contexts, y: pixels of the tiles, both without the mean, in steps
 
-Weights cost bits, so besides one weight per pair of pixels there is a *tied* solution, stationary along the border: above, one weight per
-(context row, pixel row, offset along the row) whatever the column; at the left the other way round.  The layout of the file makes
-tied weights runs of equal numbers.  Candidates of several reaches are compared by pixels / 2 * log2(error) + bits of their codes.
+Weights cost bits, so besides one weight per pair of pixels there is a *tied* solution, stationary along the border: above, one
+weight per (context row, pixel row, offset along the row) whatever the column; at the left the other way round.  The layout of the
+file makes tied weights runs of equal numbers.  Candidates of several reaches are compared by pixels / 2 * log2(error) + bits of their codes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,15 @@ def learn_linear(tiles: Tiles, layout: Layout, tied: bool) -> Learned:
 
 def candidate_layouts(height: int, width: int) -> Iterable[tuple[Layout, bool]]:
     """(layout, tied) that are tried."""
-    for depth, reach, tied in ((1, 0, True), (1, 1, True), (1, 3, True), (2, 1, True), (2, 2, True), (1, 0, False), (1, 16, False)):
+    for depth, reach, tied in (
+        (1, 0, True),
+        (1, 1, True),
+        (1, 3, True),
+        (2, 1, True),
+        (2, 2, True),
+        (1, 0, False),
+        (1, 16, False),
+    ):
         if depth <= min(height, width):
             yield make_layout(height, width, depth, reach), tied
 

@@ -2,7 +2,8 @@
 
     a = max(0, U c + b),   prediction = W c + V a
 
-Adam on some of the tiles, the error is taken on all of them; then U, b and V become integers of at most 64 with powers of two between, and W and V share one shift.
+Adam on some of the tiles, the error is taken on all of them; then U, b and V become integers of at most 64 with powers of two
+between, and W and V share one shift.
 """
 
 from __future__ import annotations

@@ -69,8 +69,9 @@ def read_tiling(lanes: dict[str, Bytes], shape: tuple[int, ...], read_codes) -> 
     lanes["noises"].byte()
     mean = lanes["values"].signed(MOST)
     height, width = byte("grids", 1, 16), byte("grids", 1, 16)
-    found = Tiling(math.prod(shape[:split]), math.prod(shape[split:]), (transforms & 3, transforms >> 2), step, steps, offset, mean,
-                   height, width, read_codes(lanes), read_codes(lanes))
+    rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
+    found = Tiling(rows, columns, (transforms & 3, transforms >> 2), step, steps, offset, mean, height, width, read_codes(lanes),
+                   read_codes(lanes))
     if predictor:
         found.depth, found.reach, found.shift = byte("grids", 1, 2), byte("grids", 0, 16), byte("quantizers", 0, 12)
         if predictor == 2:
@@ -90,7 +91,8 @@ def context(t: Tiling) -> list[Place]:
 
 
 def network(t: Tiling) -> tuple[list[tuple[Place, Place]], list, list, list]:
-    """What the weights belong to, in the order of the file: (pixel, context pixel), (unit, context pixel), units, (unit, pixel)."""
+    """What the weights belong to, in the order of the file: (pixel, context pixel), (unit, context pixel), units,
+    (unit, pixel)."""
     near, offsets, places = range(-1, -t.depth - 1, -1), range(-t.reach, t.reach + 1), context(t)
     high, wide, spill = range(t.height), range(t.width), min(t.reach, t.width)
     linear = [((i, j), (y, j + d)) for y in near for i in high for d in offsets for j in wide if 0 <= j + d < t.width + spill]
@@ -177,15 +179,18 @@ class Plane:
                 levels[u, v] = 2 * k + self.bit(24 * m + min(max(s - 4 * b, -10), 13) + 10)
                 if levels[u, v] == 1 and self.bit(101):
                     sign[u, v] = -1
-        found = {place: sign[place] * ((k << (z + 6)) + ((1 << z) - 1) * 32 + (t.offset << z)) if k else 0 for place, k in levels.items()}
+        lower = ((1 << z) - 1) * 32 + (t.offset << z)
+        found = {place: sign[place] * ((k << (z + 6)) + lower) if k else 0 for place, k in levels.items()}
         self.place(top, left, h, w, prediction, found, t.transforms[flag])
 
-    def place(self, top: int, left: int, h: int, w: int, prediction: dict[Place, int], found: dict[Place, int], transform: int) -> None:
+    def place(self, top: int, left: int, h: int, w: int, prediction: dict[Place, int], found: dict[Place, int],
+              transform: int) -> None:
         if transform:
             down = [[basis(transform, h, u, y) for y in range(h)] for u in range(h)]
             along = [[basis(transform, w, v, x) for x in range(w)] for v in range(w)]
             half = {(u, x): sum(found[u, v] * along[v][x] for v in range(w)) for u in range(h) for x in range(w)}
-            found = {(y, x): ((1 << 27) + sum(half[u, x] * down[u][y] for u in range(h))) >> 28 for y in range(h) for x in range(w)}
+            found = {(y, x): ((1 << 27) + sum(half[u, x] * down[u][y] for u in range(h))) >> 28
+                     for y in range(h) for x in range(w)}
         for y in range(h):
             for x in range(w):
                 n = clip(prediction.get((y, x), 0) + found[y, x])
