@@ -2,7 +2,8 @@
 
     a = max(0, U c + b),   prediction = W c + V a
 
-Adam on some of the tiles, the error is taken on all of them; then U, b and V become integers of at most 64 with powers of two
+The units to start from are taken one by one from a pool (each pixel of the context with either sign, and random directions): that one
+whose part beyond the linear one explains most of what is left.  Adam then moves all weights, on some of the tiles, the error is taken on all of them; then U, b and V become integers of at most 64 with powers of two
 between, and W and V share one shift.
 """
 
@@ -17,15 +18,15 @@ from ..entropy.scales import MOST
 from ..tiles.coding import MAX_BIAS
 from .learning import Learned, Tiles, apply_linear, choose_linear
 
-UNITS = (3, 6)
-STEPS, RATE = 250, 0.03
+UNITS = (4, 8)
+STEPS, RATE = 120, 0.02
+DRAWN = 64  # directions at random among the units to start from
 FEWEST, SAMPLE = 128, 1 << 11  # tiles below which a hidden layer is not tried, and that it is trained on
 
 
 def learn_hidden(tiles: Tiles, linear: Learned, units: int) -> Learned:
-    """`linear` with a hidden layer of `units`; W stays as it is up to its rounding."""
+    """`linear` with a hidden layer of `units`, all weights learned anew; the pairs that W joins stay."""
     layout = linear.layout
-    generator = torch.Generator().manual_seed(units)
     scale = float(np.sqrt(np.square(tiles.contexts).mean())) or 1.0
     every = -(-len(tiles.pixels) // SAMPLE)
     contexts = torch.tensor(tiles.contexts[::every] / scale, dtype=torch.float32)
@@ -34,11 +35,13 @@ def learn_hidden(tiles: Tiles, linear: Learned, units: int) -> Learned:
     matrix[layout.joins[:, 1], layout.joins[:, 0]] = linear.codes / (1 << linear.shift)
     mask = torch.zeros(count, layout.pixels)
     mask[layout.joins[:, 1], layout.joins[:, 0]] = 1
-    w = torch.tensor(matrix, requires_grad=True)
-    u = (torch.randn(units, count, generator=generator) / count**0.5).requires_grad_()
-    b = torch.zeros(units, requires_grad=True)
-    v = torch.zeros(units, layout.pixels, requires_grad=True)
-    optimiser = torch.optim.Adam([w, u, b, v], lr=RATE)
+    left = pixels - contexts @ torch.tensor(matrix)
+    u, b = (torch.tensor(x, dtype=torch.float32) for x in _first_units(contexts.double().numpy(), left.double().numpy(), units))
+    both = torch.cat([contexts, torch.relu(contexts @ u.T + b)], 1)
+    moment = both.T @ both
+    solved = torch.linalg.solve(moment + 1e-4 * moment.trace() / len(moment) * torch.eye(len(moment)), both.T @ left)
+    w, v = torch.tensor(matrix) + solved[:count] * mask, solved[count:].clone()
+    optimiser = torch.optim.Adam([part.requires_grad_() for part in (w, u, b, v)], lr=RATE)
     for step in range(STEPS):
         for group in optimiser.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)
@@ -50,6 +53,26 @@ def learn_hidden(tiles: Tiles, linear: Learned, units: int) -> Learned:
         optimiser.step()
     whole = (w * mask).detach().double().numpy()[layout.joins[:, 1], layout.joins[:, 0]]
     return _quantize(tiles, linear, whole, *(t.detach().double().numpy() for t in (u, b * scale, v)))
+
+
+def _first_units(contexts: np.ndarray, rest: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """U and b to start from; rest: pixels without their linear prediction."""
+    count = contexts.shape[1]
+    drawn = np.random.default_rng(units).standard_normal((DRAWN, count)) / count**0.5
+    directions = np.repeat(np.concatenate([np.eye(count), -np.eye(count), drawn]), 3, 0)
+    biases = np.tile((0.0, -0.6, 0.6), len(directions) // 3)
+    active = np.maximum(contexts @ directions.T + biases, 0)
+    known = np.linalg.qr(np.concatenate([contexts, np.ones((len(contexts), 1))], 1))[0]
+    beyond = active - known @ (known.T @ active)
+    chosen: list[int] = []
+    for _ in range(units):
+        size = np.square(beyond).sum(0)
+        worth = np.square(beyond.T @ rest).sum(1) / np.maximum(size, 1e-3 * size.max() + 1e-12)
+        best = int(np.argmax(worth))
+        chosen.append(best)
+        axis = beyond[:, best] / np.sqrt(size[best] + 1e-12)
+        rest, beyond = rest - np.outer(axis, axis @ rest), beyond - np.outer(axis, axis @ beyond)
+    return directions[chosen], biases[chosen]
 
 
 def _quantize(tiles: Tiles, linear: Learned, w: np.ndarray, u: np.ndarray, b: np.ndarray, v: np.ndarray) -> Learned:
