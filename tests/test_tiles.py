@@ -299,17 +299,19 @@ def test_the_cheaper_of_the_two_is_kept():
 
 
 def attempts(encoded: EncodedTensor, parts: list[bytes]) -> list[bool]:
-    """For each damaged unit, its checksum right, whether it decodes; anything but Corruption is an error of the test."""
+    """For each damaged unit, its checksum right, whether it decodes, which it may do only to the same tensor (the damage hit a weight
+    or a table without effect); anything but Corruption is an error of the test."""
     found = []
     for data in parts:
         fields = encoded.record.tiles
         record = replace(encoded.record, tiles=replace(fields, length=fields.length + len(data) - len(encoded.data)))
         try:
-            decode_tensor(replace(encoded, record=record, data=data), ModelBank())
+            decoded = decode_tensor(replace(encoded, record=record, data=data), ModelBank())
         except nnc.Corruption as problem:
             assert "\n" not in str(problem)
             found.append(False)
         else:
+            assert checksum(tensor_bytes(decoded)) == encoded.content
             found.append(True)
     return found
 
@@ -323,7 +325,7 @@ def test_damaged_units_are_refused(asked):
     assert not any(attempts(encoded, [data[:end] for end in cut]))
     assert not any(attempts(encoded, [data + b"\1", data + bytes(4), data + b"\0\0\0\1"]))
     flipped = [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(0, len(data), 3)]
-    assert not any(attempts(encoded, flipped))
+    assert sum(attempts(encoded, flipped)) < 0.05 * len(flipped)
     rng = np.random.default_rng(1)
     assert not any(attempts(encoded, [rng.bytes(len(data)) for _ in range(50)]))
 
