@@ -15,6 +15,7 @@ TARGETS = ("bits", "size", "snr", "step", "kl")
 TOOLS = {  # name: whether it pays on trained networks, so that it is among the default ones
     "transform": True,
     "memory": True,
+    "tiles": False,
 }
 SUBSTITUTIONS = ("feedback", "gradient", "none")
 ACTIONS = ("exact", "skip", "finer", "coarser")
@@ -152,7 +153,7 @@ class Config:
 
     @property
     def chosen_tools(self) -> frozenset[str]:
-        """Tools that may be used; no change of basis where one absolute step is asked for, as that bounds the error of each weight."""
+        """Tools that may be used; none that change the basis where one absolute step is asked for, as that bounds the error of each weight."""
         sets = {"default": [name for name, pays in TOOLS.items() if pays], "all": list(TOOLS), "none": []}
         names = sets.get(self.tools) if isinstance(self.tools, str) else None
         if names is None:
@@ -160,7 +161,7 @@ class Config:
         unknown = [name for name in names if name not in TOOLS]
         if unknown:
             raise InvalidArgument(f"tools {self.tools!r}: must be {', '.join(sets)}, or some of {', '.join(TOOLS)} with commas between")
-        return frozenset(names) - ({"transform"} if self.target[0] == "step" else set())
+        return frozenset(names) - ({"transform", "tiles"} if self.target[0] == "step" else set())
 
     @property
     def chosen_effort(self) -> Effort:

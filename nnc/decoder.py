@@ -27,6 +27,7 @@ from .prediction.reference import CERTAIN, digest_tensor, digest_unit, predict
 from .quantize.logarithm import rebuild_powers
 from .quantize.steps import StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
+from .tiles.decode import decode_plane
 from .tools import NO_TOOLS, Matrices
 from .transform.matrices import apply_matrix
 from .unit import CODED_DTYPES, DTYPES, Record
@@ -92,6 +93,8 @@ def decode_unit(
             reference.check(record)
         if record.kind == "coded":
             jobs.append(_start_coded(record, part, bank, pool, permutations, matrices))
+        elif record.kind == "tiled":
+            jobs.append(_start_tiled(record, part, pool))
         elif record.kind == "same":
             jobs.append(lambda base: (base.clone(), []))
         else:
@@ -252,11 +255,7 @@ def _start_coded(
             restored = np.ascontiguousarray(restored.T)
         if base is not None:
             restored = _add_prediction(record, restored, base, arrays[4], permutations)
-        values = torch.from_numpy(restored).reshape(record.shape)
-        if record.dtype != torch.float32:  # a value next to the largest number must not become infinite
-            largest = torch.finfo(record.dtype).max
-            values = values.clamp_(-largest, largest).to(record.dtype)
-        return values, [int(d) for d in digests]
+        return _as_tensor(record, restored), [int(d) for d in digests]
 
     return wait
 
@@ -276,6 +275,31 @@ def _use_tools(
     if not np.isfinite([plane.min(), plane.max()]).all():
         raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
     return plane
+
+
+def _start_tiled(
+    record: Record, data: memoryview, pool: Executor | None
+) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
+    """One stream, whose tiles depend on each other: one job."""
+
+    def decode() -> tuple[torch.Tensor, list[int]]:
+        try:
+            found = decode_plane(record.tiles, record.shape, data)
+        except Corruption as problem:
+            raise Corruption(f"tensor {record.name!r}: {problem}") from None
+        return _as_tensor(record, found.values), [found.digest]
+
+    result = pool.submit(decode).result if pool else decode
+    return lambda base: result()
+
+
+def _as_tensor(record: Record, values: np.ndarray) -> torch.Tensor:
+    """Values float32 in the shape and dtype of the record."""
+    tensor = torch.from_numpy(values).reshape(record.shape)
+    if record.dtype != torch.float32:  # a value next to the largest number must not become infinite
+        largest = torch.finfo(record.dtype).max
+        tensor = tensor.clamp_(-largest, largest).to(record.dtype)
+    return tensor
 
 
 def _add_prediction(

@@ -22,6 +22,7 @@ from .plan import Plan
 from .quantize.trellis import LABELLINGS
 from .rdo import Search
 from .sensitivity import Sensitivity, short_step
+from .tiling.choice import encode_alternative
 from .tools import Matrices
 from .unit import Record
 from .workers import Workers
@@ -83,12 +84,14 @@ class Encoding:
                         plan.name, tensor, sensitivity, step, search, bank, pool, way, predicted, self.relief, layout
                     )
 
-                plain = encode(plan.layout, plan.sensitivity)
-                if not plan.remembered:
-                    return plain
-                other = encode(plan.remembered.layout, plan.remembered.sensitivity)
-                price = step**2 / 2 * search.lagrangian if plan.sensitivity else None
-                return min(plain, other, key=lambda encoded: encoded.cost(price))
+                best = encode(plan.layout, plan.sensitivity)
+                if plan.remembered:
+                    other = encode(plan.remembered.layout, plan.remembered.sensitivity)
+                    price = step**2 / 2 * search.lagrangian if plan.sensitivity else None
+                    best = min(best, other, key=lambda encoded: encoded.cost(price))
+                if "tiles" in self.asked.chosen_tools and not (plan.sensitivity or predicted):
+                    best = encode_alternative(plan.name, tensor, best, step, search.lagrangian)
+                return best
             return self._encode_other(plan, typical, factor)
 
         total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []

@@ -14,8 +14,8 @@ from .unit import Record
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor.  step, states, labelling, snr (dB, to half a decibel): of coded ones, else None; bytes: of its streams and
-    codes; bits: per element; share:
+    """One tensor.  step, snr (dB, to half a decibel): of coded and tiled ones, else None; states, labelling: of coded
+    ones; bytes: of its streams and codes; bits: per element; share:
     of all bytes of the files."""
 
     name: str
@@ -66,14 +66,15 @@ def inspect(path: str | os.PathLike) -> FileInfo:
         index = Path(path) / INDEX_NAME
         total = sum(file.size for file in archive.files) + (index.stat().st_size if index.is_file() else 0)
         coded = [record.coding for record in records if record.kind == "coded"]
+        tiled = [record.tiles for record in records if record.kind == "tiled"]
         own = [record for record in records if record.kind != "alias" or not record.tied]
         return FileInfo(
             tuple(str(file.path) for file in archive.files),
             total,
             sum(record.nbytes for record in own),
             sum(record.elements for record in own if record.dtype.is_floating_point),
-            sum(sum(coding.streams) for coding in coded),
-            sum(coding.side for coding in coded),
+            sum(sum(coding.streams) for coding in coded) + sum(tiles.length for tiles in tiled),
+            sum(coding.side for coding in coded) + sum(tiles.side for tiles in tiled),
             sum(record.stored for record in records if record.kind in ("exact", "plain")),
             archive.origin.kind,
             tuple(_describe(record, total) for record in records),
@@ -83,18 +84,19 @@ def inspect(path: str | os.PathLike) -> FileInfo:
 
 def _describe(record: Record, total: int) -> TensorInfo:
     coding = record.coding
+    quantized = coding or record.tiles
     stored = 0 if record.kind == "alias" else record.stored
     return TensorInfo(
         record.name,
         record.shape,
         str(record.dtype).removeprefix("torch."),
         "tied" if record.tied else "predicted" if coding and coding.prediction else record.kind,
-        coding and coding.step,
+        quantized and quantized.step,
         coding and coding.states,
         coding and LABELLINGS.value(coding.labelling),
         len(coding.streams) if coding else 0,
         stored,
         8 * stored / max(1, record.elements),
-        coding and coding.noise / 2,
+        quantized and quantized.noise / 2,
         stored / total,
     )

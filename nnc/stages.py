@@ -13,13 +13,15 @@
 | levels > values | float32, the integer of the grid times the step of the row, one rounding | quantize/, kernels/streams.py |
 | levels > words | uint32, coded with the table of (scale index, quantizer) of one model | coder.py, kernels/streams.py |
 | words > unit | bytes with a Record that says how to read them, checksum, digest | unit.py, directory.py |
+| plane > tiles | small tiles in raster order, pixels int32, predicted from those around; another way to code a plane | tiles/, tiling/ |
 | unit > container | entries of a .safetensors file | container.py |
 
 What is asked for is a `config.Config`; what was chosen is a `unit.Coding`.  The two never meet: the decoder knows only the
 latter.
 
 A variant of a stage is one file (or one row of a table) and one id: STATES and LABELLINGS in quantize/trellis.py, MODES in
-entropy/scales.py, the shapes in entropy/parametric.py, KINDS, FILTERS and DTYPES in unit.py.  An id names one meaning for ever.
+entropy/scales.py, the shapes in entropy/parametric.py, KINDS, FILTERS and DTYPES in unit.py, PREDICTORS in tiles/coding.py,
+TRANSFORMS in tiles/transforms.py.  An id names one meaning for ever.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("entropy", "config", "checkpoint"),
     ("calibration", "fields"),
     ("tools", "bases"),
+    ("tiles",),
     ("unit",),
     ("directory", "encoded"),
     ("container", "decoder", "exact", "rdo", "sensitivity"),
     ("feedback", "substitution", "memories"),
     ("encoder", "allocate", "archive"),
-    ("alignment",),
+    ("tiling", "alignment"),
     ("assembly", "plan", "inspection", "restoration"),
     ("encoding",),
     ("targets", "tuning"),
@@ -65,6 +68,7 @@ DECODER = (
     "fields",
     "tools",
     "transform",
+    "tiles",
     "unit",
     "directory",
     "container",

@@ -9,6 +9,7 @@ says how to read its part:
     alias      another tensor of the same file
     coded      row codes, column codes, row steps, column steps, confidences, then one ANS stream per CTU in raster order
     same       the tensor of the same name in the reference
+    tiled      scales, tables, weights of the predictor, then one ANS stream of all tiles
 
 On disk a coded tensor that is a difference to a prediction has a kind of its own, "predicted".
 """
@@ -29,6 +30,7 @@ from .partition.planes import MAX_AXES, plane_shape
 from .quantize.logarithm import MAX_LOGARITHMIC
 from .quantize.trellis import LABELLINGS, STATES
 from .registry import Table
+from .tiles.coding import TileCoding
 from .tools import NO_TOOLS, Matrices, Tools
 
 MAX_NAME = 4096
@@ -61,7 +63,10 @@ DTYPES = Table(
     },
 )
 CODED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KINDS = Table("kind of record", {0: "plain", 1: "exact", 2: "constant", 3: "alias", 4: "coded", 5: "same", 6: "predicted"})
+KINDS = Table(
+    "kind of record",
+    {0: "plain", 1: "exact", 2: "constant", 3: "alias", 4: "coded", 5: "same", 6: "predicted", 7: "tiled"},
+)
 FILTERS = Table("filter", {0: "none", 1: "deflate", 2: "byte planes", 3: "differences", 4: "reference"})
 
 
@@ -197,7 +202,8 @@ class Coding:
 @dataclass(frozen=True)
 class Record:
     """One tensor of the directory.  kind: see the module; target: index of the tensor an alias stands for; tied: whether it
-    shares its memory; filter and length: of exact bytes; value: bytes of the constant element; coding: of coded tensors."""
+    shares its memory; filter and length: of exact bytes; value: bytes of the constant element; coding: of coded tensors; tiles:
+    of tiled ones."""
 
     name: str
     dtype: torch.dtype
@@ -209,6 +215,7 @@ class Record:
     length: int = 0
     value: bytes = b""
     coding: Coding | None = None
+    tiles: TileCoding | None = None
 
     @property
     def referenced(self) -> bool:
@@ -228,6 +235,8 @@ class Record:
         """Bytes in the unit (for plain tensors: in their own entry)."""
         if self.kind == "coded":
             return self.coding.length
+        if self.kind == "tiled":
+            return self.tiles.stored
         return self.nbytes if self.kind == "plain" else self.length
 
     def write(self, out: Lanes) -> None:
@@ -246,6 +255,8 @@ class Record:
             out.values.varint(2 * self.target + self.tied)
         elif self.kind == "coded":
             self.coding.write(out)
+        elif self.kind == "tiled":
+            self.tiles.write(out)
 
     @classmethod
     def read(cls, data: Lanes, index: int, models: int, permutations: Permutations | None, matrices: Matrices = ()) -> Record:
@@ -274,11 +285,13 @@ class Record:
         if kind == "alias":
             number = data.values.varint("target of an alias", 2 * MAX_TENSORS)
             return replace(record, target=number >> 1, tied=bool(number & 1))
-        if kind in ("coded", "predicted"):
+        if kind in ("coded", "predicted", "tiled"):
             if dtype not in CODED_DTYPES or record.elements == 0:
                 raise Corruption(
                     f"tensor {name!r} of {dtype} with {record.elements} elements cannot be coded: the file is damaged"
                 )
+            if kind == "tiled":
+                return replace(record, tiles=TileCoding.read(data, shape))
             coding = Coding.read(data, shape, models, permutations if kind == "predicted" else None, matrices)
             return replace(record, coding=coding)
         return record

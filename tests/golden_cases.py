@@ -18,7 +18,7 @@ Source = dict[str, Tensor] | nn.Module
 class Case:
     """A golden file: `source` makes the checkpoint from a seeded generator; `folder`: with shards; `calibrated`: with made-up
     statistics of the loss; `unit`: of all step codes, whatever the encoder would choose; `reference`: name of an earlier case
-    that it is a difference to."""
+    that it is a difference to; `tiles`: how matrices are tiled, whatever the encoder would choose."""
     name: str
     source: Callable[[torch.Generator], Source]
     options: dict = field(default_factory=dict)
@@ -27,6 +27,7 @@ class Case:
     calibrated: bool = False
     unit: int | None = None
     reference: str = ""
+    tiles: dict = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -257,6 +258,41 @@ def alike(g: torch.Generator) -> Source:
     return {"walk": walk, "down": walk.T.contiguous(), "clusters": clusters, "taps": taps, "wide": clusters.T.contiguous()}
 
 
+def smooth_field(g: torch.Generator, rows: int, columns: int) -> Tensor:
+    """Random, of first order along both axes."""
+    plane = normal(g, rows, columns)
+    for _ in range(2):
+        for i in range(1, len(plane)):
+            plane[i] = 0.95 * plane[i - 1] + 0.3 * plane[i]
+        plane = plane.T.contiguous()
+    return plane
+
+
+def smooth_fields(g: torch.Generator) -> Source:
+    return {"field": smooth_field(g, 60, 50), "conv": smooth_field(g, 40, 45).reshape(40, 5, 3, 3) + 2,
+            "half": smooth_field(g, 41, 37).half(), "brain": smooth_field(g, 33, 48).bfloat16(), "noise": normal(g, 40, 30)}
+
+
+def folded_fields(g: torch.Generator) -> Source:
+    """Columns that follow from the one before by a map that folds."""
+    def fold(rows: int, columns: int) -> Tensor:
+        found = [normal(g, rows) * 0.3]
+        for _ in range(columns - 1):
+            found.append(1 - 1.5 * found[-1].abs() + 0.1 * normal(g, rows))
+        return torch.stack(found, 1)
+    return {"folded": fold(96, 60), "brain": fold(70, 43).bfloat16()}
+
+
+def wave_fields(g: torch.Generator) -> Source:
+    """One whose rows swing, so that two of them are needed, and one that runs along the diagonal."""
+    rippled, slanted = normal(g, 90, 70), normal(g, 70, 90)
+    for i in range(2, 90):
+        rippled[i] = 1.5 * rippled[i - 1] - 0.9 * rippled[i - 2] + 0.1 * rippled[i]
+    for i in range(1, 70):
+        slanted[i, 1:] = 0.97 * slanted[i - 1, :-1] + 0.1 * slanted[i, 1:]
+    return {"rippled": rippled, "slanted": slanted}
+
+
 CASES = [
     *(Case(f"states-{n}", layers, {"step": 0.4, "states": n, "labelling": "plain"}, seed=n) for n in STATES),
     *(Case(f"states-{n}-sign-symmetric", layers, {"step": 0.8, "states": n, "labelling": "sign-symmetric"}, seed=n)
@@ -315,4 +351,14 @@ CASES = [
     Case("predicted-own", later_weight, {"snr": 60}, seed=2, reference="own-coded"),
     *(Case(f"predicted-calibrated-{n}", tuned, {"bits": 4, "states": n}, seed=n, calibrated=True, reference="original")
       for n in (1, 8)),
+    Case("tiled", smooth_fields, {"snr": 34, "tools": "tiles"}),
+    Case("tiled-coarse", smooth_fields, {"snr": 8, "tools": "tiles"}, seed=2),
+    Case("tiled-own", lambda g: {"nnc_field": smooth_field(g, 230, 210)}, {"snr": 42, "tools": "tiles"}, seed=3),
+    Case("tiled-hidden", folded_fields, {"snr": 20, "tools": "tiles"}, tiles={"height": 8, "width": 1}),
+    Case("tiled-deep", wave_fields, {"snr": 20, "tools": "tiles"}, tiles={"height": 4, "width": 4}),
+    Case("tiled-steps", smooth_fields, {"snr": 20, "tools": "tiles"}, seed=4,
+         tiles={"height": 5, "width": 3, "most_steps": 3, "predictor": "linear"}),
+    Case("tiled-raw", smooth_fields, {"snr": 20, "tools": "tiles"}, seed=5, tiles={"trained": False, "predictor": "none"}),
+    Case("tiled-plain", smooth_fields, {"snr": 20, "tools": "tiles"}, seed=6,
+         tiles={"height": 4, "width": 4, "predictor": "linear", "plain": "sine", "predicted": "none"}),
 ]

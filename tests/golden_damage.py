@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import reference_decoder as decoder
 import torch
-from golden_cases import GOLDEN
+from golden_cases import GOLDEN, smooth_field
 
 import nnc
 from nnc.directory import Directory, Unit
@@ -42,11 +42,16 @@ def flipped(data: bytes, position: int) -> bytes:
 @dataclass(frozen=True)
 class Bad:
     """A damaged file: `damage` turns a sound one into bytes that readers must refuse with `error`; referenced: one that is a
-    difference to base-0.safetensors."""
+    difference to base-0.safetensors; tiled: one of a tiled tensor."""
     name: str
     error: str
     damage: Callable[[bytes], bytes]
     referenced: bool = False
+    tiled: bool = False
+
+    @property
+    def sound(self) -> str:
+        return "tiled" if self.tiled else "referenced" if self.referenced else "coded"
 
     @property
     def path(self) -> Path:
@@ -148,6 +153,17 @@ def confidence(code: int) -> Callable[[bytes], bytes]:
     return changed(damage)
 
 
+def first_tiles(**fields) -> Callable[[bytes], bytes]:
+    """Other fields of the first tensor, a tiled one, or of its predictor."""
+    def damage(d: Directory, small: bytes) -> tuple[Directory, bytes]:
+        tiles = d.records[0].tiles
+        inner = {key: value for key, value in fields.items() if hasattr(tiles.predictor, key)}
+        outer = {key: value for key, value in fields.items() if key not in inner}
+        tiles = replace(tiles, **outer, predictor=replace(tiles.predictor, **inner))
+        return replace(d, records=(replace(d.records[0], tiles=tiles), *d.records[1:])), small
+    return changed(damage)
+
+
 def without_reference(d: Directory, small: bytes) -> tuple[Directory, bytes]:
     return replace(d, reference=None), small
 
@@ -214,6 +230,16 @@ BAD = [
         ("order-of-another-length", "Corruption", order(lambda numbers: sorted(numbers)[:-1])),
         ("order-that-does-not-exist", "Corruption", first_prediction(orders=Orders(2, 0))),
     )),
+    *(Bad(name, "Corruption", damage, tiled=True) for name, damage in (
+        ("tiles-stream", changed(lambda d, small: (d, flipped(small, len(small) - 20)))),
+        ("tiles-mean", first_tiles(mean=1 << 31)),
+        ("tiles-steps", first_tiles(steps=23)),
+        ("tiles-side", first_tiles(height=0)),
+        ("tiles-depth", first_tiles(depth=0)),
+        ("tiles-other-shift", first_tiles(shift=3)),
+        ("tiles-more-weights-than-elements", first_tiles(height=16, width=16, depth=2, reach=16)),
+        ("tiles-step", first_tiles(step=3e38)),
+    )),
 ]
 
 
@@ -226,8 +252,8 @@ def make_bases() -> list[dict[str, torch.Tensor]]:
             base | {"a": torch.randn(10, 12, generator=g)}, base | {"same": base["same"].int()}]
 
 
-def make_sound() -> dict[bool, bytes]:
-    """Sound files by whether they are referenced."""
+def make_sound() -> dict[str, bytes]:
+    """Sound files by what `Bad.sound` calls them."""
     g = torch.Generator().manual_seed(5)
     coded = {"a": torch.randn(40, 50, generator=g), "b": torch.randn(30, 60, generator=g)}
     base = make_bases()[0]
@@ -237,10 +263,12 @@ def make_sound() -> dict[bool, bytes]:
     a[:2] = torch.randn(2, 10, generator=g)
     sound = BAD_FOLDER / "sound.safetensors"
     nnc.compress(coded, sound, threads=1, step=1.0)
-    files = {False: sound.read_bytes()}
+    files = {"coded": sound.read_bytes()}
     moved = {"a": a, "b": b, "same": base["same"]}
     nnc.compress(moved, sound, threads=1, step=0.2, reference=BAD_FOLDER / BASES[0], overwrite=True)
-    files[True] = sound.read_bytes()
+    files["referenced"] = sound.read_bytes()
+    nnc.compress({"field": smooth_field(g, 48, 40)}, sound, threads=1, snr=34, tools="tiles", overwrite=True)
+    files["tiled"] = sound.read_bytes()
     sound.unlink()
     return files
 
@@ -251,8 +279,8 @@ def write_bad(cases: list[Bad]) -> None:
             nnc.compress(base, BAD_FOLDER / name, threads=1, step=0.5)
     files = make_sound()
     for case in cases:
-        damaged = case.damage(files[case.referenced])
-        if damaged == files[case.referenced]:
+        damaged = case.damage(files[case.sound])
+        if damaged == files[case.sound]:
             raise SystemExit(f"{case.name}: the damage changes nothing")
         case.path.write_bytes(damaged)
         origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__}

@@ -30,6 +30,8 @@ from nnc.encoder import make_plane
 from nnc.entropy.scales import MOST
 from nnc.quantize.steps import StepCodes
 from nnc.sensitivity import choose_codes
+from nnc.tiling.choice import encode_alternative
+from nnc.tiling.encode import Asked, encode_tiled
 
 
 def bytes_of(tensor: Tensor) -> bytes:
@@ -82,18 +84,27 @@ def choose_unit(unit: int) -> Callable[[np.ndarray, int], tuple[StepCodes, float
     return choose
 
 
+def choose_tiles(fields: dict) -> Callable:
+    """As `encode_alternative`, but always these tiles."""
+    def choose(name: str, tensor: Tensor, coded: object, step: float, lagrangian: float) -> object:
+        return encode_tiled(name, tensor, step, Asked(**fields))
+    return choose
+
+
 def write_golden(case: Case) -> None:
     remove(case.path)
     source = case.source(torch.Generator().manual_seed(case.seed))
     statistics = make_statistics(source, case.seed) if case.calibrated else None
-    with patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes):
+    with (patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes),
+          patch("nnc.encoding.encode_alternative", choose_tiles(case.tiles) if case.tiles else encode_alternative)):
         nnc.compress(source, case.path, threads=1, statistics=statistics, reference=case.reference_path, **case.options)
     tensors = loaded(case.path)
     if list(tensors.items()) != list(decoder.decode(case.path).items()):
         remove(case.path)
         raise SystemExit(f"{case.name}: the reference decoder disagrees")
     origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__, "torch": torch.__version__, "options": case.options,
-              "seed": case.seed, "calibrated": case.calibrated, "unit": case.unit, "reference": case.reference}
+              "seed": case.seed, "calibrated": case.calibrated, "unit": case.unit, "reference": case.reference,
+              "tiles": case.tiles}
     listing = {name: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(data).hexdigest()} for name,
                (dtype, shape, data) in tensors.items()}
     case.note.write_text(json.dumps({"origin": origin, "tensors": listing}, indent=1) + "\n")

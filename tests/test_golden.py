@@ -126,6 +126,13 @@ def covered() -> set[tuple]:
                           ("predicted", "steps", c.row_steps.mode > 0, c.column_steps.mode > 0),
                           ("predicted", "CTUs", len(c.lengths) > 1),
                           ("predicted", "hint of", Path(directory.reference.hint).suffix)}
+            if record.kind == decoder.TILED:
+                t = record.tiling
+                found |= {("tiled", "dtype", record.dtype), ("tiled", "predictor", bool(t.depth) + bool(t.units)),
+                          *(("tiled", "transform", bool(t.depth), kind) for kind in t.transforms[:1 + bool(t.depth)]),
+                          ("tiled", "tables", t.tables.mode > 0), ("tiled", "depth", t.depth), ("tiled", "reach", min(t.reach, 1)),
+                          ("tiled", "square", t.height == t.width), ("tiled", "ragged", t.rows % t.height > 0),
+                          ("tiled", "offset", t.offset != 0), ("tiled", "mean", t.mean > 0)}
         if directory.reference:
             found |= {("order", min(len(order) >> 8, 1)) for order in directory.reference.permutations}
     return found
@@ -149,7 +156,7 @@ def expected_coverage() -> set[tuple]:
         ("unit", True, decoder.CODED), ("unit", True, decoder.EXACT), ("unit", True, decoder.PLAIN),
         *(("renamed", b) for b in both), ("unit", False, decoder.PREDICTED), ("unit", True, decoder.PREDICTED),
         ("unit", False, decoder.SAME),
-        *(("kind", k) for k in range(7)), *(("dtype", d.name) for d in decoder.DTYPES), *(("axes", a) for a in range(4)),
+        *(("kind", k) for k in range(8)), *(("dtype", d.name) for d in decoder.DTYPES), *(("axes", a) for a in range(4)),
         *(("empty", b) for b in both), *(("filter", f) for f in range(5)), *(("tied", b) for b in both),
         *(("coded dtype", d) for d in ("float32", "float16", "bfloat16")), *(("quantizer", *q) for q in quantizers),
         ("follow", 0), ("follow", 1), *(("bypass", b) for b in both), *(("bypass and states", True, b) for b in both),
@@ -165,7 +172,12 @@ def expected_coverage() -> set[tuple]:
         *(("predicted", "labelling", n) for n in (0, 1)),
         *(("predicted", "states", b) for b in both), *(("predicted", "bypass", b) for b in both),
         ("predicted", "steps", False, False), ("predicted", "steps", True, True),
-        *(("predicted", "hint of", suffix) for suffix in (".safetensors", ""))}
+        *(("predicted", "hint of", suffix) for suffix in (".safetensors", "")),
+        ("unit", False, decoder.TILED), ("unit", True, decoder.TILED), *(("tiled", "predictor", n) for n in range(3)),
+        *(("tiled", "dtype", d) for d in ("float32", "float16", "bfloat16")), *(("tiled", "depth", n) for n in range(3)),
+        *(("tiled", what, b) for what in ("tables", "square", "ragged", "offset", "mean") for b in both),
+        ("tiled", "reach", 0), ("tiled", "reach", 1), ("tiled", "transform", False, 1),
+        *(("tiled", "transform", True, kind) for kind in range(3))}
 
 
 def test_golden_files_cover_the_format(covered):
@@ -364,7 +376,7 @@ def test_worked_example_of_the_format_page(tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
     size = int(re.search(r"It has (\d+) bytes", before)[1])
     assert path.stat().st_size == size
-    printed = text.split("The tensor is")[1].split()
+    printed = text.split("The tensor is")[1].split("\n## ")[0].split()
     expected = np.array([float(v) for v in printed], "<f4")
     assert check_decoders_agree(path) == {"w": ("float32", (3, 4), expected.tobytes())}
 

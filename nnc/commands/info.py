@@ -21,7 +21,8 @@ names).  Then a line per tensor:
   kind         coded, logarithmic (all values positive, relative steps), exact, plain (an
                uncompressed entry of its own), constant, alias (same bytes as another tensor),
                tied (shares its memory with another tensor), predicted (coded as the difference to
-               the reference), same (the tensor of the reference)
+               the reference), same (the tensor of the reference), tiled (in small tiles, each predicted
+               from those around it)
   step         distance of neighbouring reconstruction points, in units of the weights
   states       of the trellis; 1: scalar quantizer
   bits/weight  of this tensor, without overhead

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-
 _NAT = 0.7213475204444817  # 1 / (2 ln 2)
 
 

@@ -19,10 +19,11 @@ from .records import (
     REFERENCE,
     SAME,
     STATES,
+    TILED,
     UNITS,
 )
 from .tables import POWERS, level_weights, parametric_table, scale_table
 
 __all__ = ["ALIAS", "CODED", "CONSTANT", "Coder", "Container", "DTYPES", "EXACT", "OtherVersion", "PLAIN", "POWERS", "PREDICTED",
-           "REFERENCE", "SAME", "STATES", "Tensor", "UNITS", "WrongReference", "decode", "level_weights", "next_state",
+           "REFERENCE", "SAME", "STATES", "TILED", "Tensor", "UNITS", "WrongReference", "decode", "level_weights", "next_state",
            "parametric_table", "read_container", "read_directory", "scale_table"]

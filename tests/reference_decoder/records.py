@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .notation import DTYPES, Bytes, must
+from .tiled import Tiling, read_tiling
 
-PLAIN, EXACT, CONSTANT, ALIAS, CODED, SAME, PREDICTED = range(7)
+PLAIN, EXACT, CONSTANT, ALIAS, CODED, SAME, PREDICTED, TILED = range(8)
 REFERENCE = 4                                                          # a filter
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 UNITS = (64, 32, 16, 8, 4)
@@ -83,6 +84,7 @@ class Record:
     tied: bool = False
     stored: int = 0
     coding: Coding | None = None
+    tiling: Tiling | None = None
 
     @property
     def elements(self) -> int:
@@ -99,7 +101,7 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
     name = lanes["names"].block(4096).decode("utf-8")
     byte = lanes["kinds"].byte()
     kind, dtype = byte >> 5, byte & 31
-    must(kind <= PREDICTED and dtype < len(DTYPES), "an unknown kind or dtype")
+    must(dtype < len(DTYPES), "an unknown dtype")
     axes = lanes["shapes"].byte()
     must(axes <= 15, "too many axes")
     shape = tuple(lanes["shapes"].varint(1 << 40) for _ in range(axes))
@@ -126,6 +128,10 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
         codes += [coding.prediction.confidence] if coding.prediction else []
         codes += [coding.tools.memory.labels, coding.tools.memory.confidence] if coding.tools.memory else []
         record.stored = sum(c.length for c in codes) + sum(coding.lengths)
+    elif kind == TILED:
+        must(dtype <= 2 and record.elements >= 1, "a tiled tensor without elements or of another dtype")
+        record.tiling = read_tiling(lanes, shape, read_codes)
+        record.stored = record.tiling.stored
     must(not record.referenced or permutations is not None, "a referenced tensor in a file without a reference")
     return record
 

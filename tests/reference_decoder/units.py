@@ -5,11 +5,12 @@ import zlib
 from itertools import accumulate
 
 from .checks import reference_digest, unit_digest
-from .coded import coded_bytes
+from .coded import all_codes, coded_bytes, rounded
 from .container import Container
 from .directory import Directory, UnitHead
 from .notation import DTYPES, Bytes, Tensor, WrongReference, inflate, must
-from .records import CODED, CONSTANT, EXACT, PLAIN, PREDICTED, REFERENCE, SAME, Record
+from .records import CODED, CONSTANT, EXACT, PLAIN, PREDICTED, REFERENCE, SAME, TILED, Record
+from .tiled import tiled_bytes
 
 # ---- 6. Units --------------------------------------------------------------------------------------------------------
 
@@ -67,6 +68,8 @@ def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[s
             permutations = directory.reference.permutations if directory.reference else []
             data = coded_bytes(record, stored, directory.sets, digests, permutations, base, directory.matrices)
             out[record.name] = record.dtype, record.shape, data
+        elif record.kind == TILED:
+            out[record.name] = record.dtype, record.shape, tiled_bytes(record.tiling, record.dtype, stored, digests, all_codes, rounded)
     must(all(set(data) <= {0, 1} for dtype, _, data in out.values() if dtype == "bool"), "a bool byte that is neither 0 nor 1")
     must(unit_digest(digests) == unit.digest, f"digest of the unit of {unit.records[0].name}")
     return out
