@@ -16,7 +16,7 @@ from .unit import Record
 class TensorInfo:
     """One tensor.  step, snr (dB, to half a decibel): of coded and tiled ones, else None; states, labelling: of coded
     ones; bytes: of its streams and codes; bits: per element; share:
-    of all bytes of the files."""
+    of all bytes of the files; tools: names of those that it uses."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,6 +30,7 @@ class TensorInfo:
     bits: float
     snr: float | None
     share: float
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,4 +100,5 @@ def _describe(record: Record, total: int) -> TensorInfo:
         8 * stored / max(1, record.elements),
         quantized and quantized.noise / 2,
         stored / total,
+        coding.tools.names if coding else (),
     )

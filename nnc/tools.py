@@ -93,6 +93,11 @@ class Tools:
         """In the order of their bits."""
         return self.transform, self.memory
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of those that are used."""
+        return tuple(type(tool).__name__.lower() for tool in self.used() if tool)
+
     def codes(self) -> Iterator[Codes]:
         """Of the bytes in the unit, in their order."""
         if self.memory:

@@ -22,7 +22,7 @@ names).  Then a line per tensor:
                uncompressed entry of its own), constant, alias (same bytes as another tensor),
                tied (shares its memory with another tensor), predicted (coded as the difference to
                the reference), same (the tensor of the reference), tiled (in small tiles, each predicted
-               from those around it)
+               from those around it); coded+transform+memory: with these tools
   step         distance of neighbouring reconstruction points, in units of the weights
   states       of the trellis; 1: scalar quantizer
   bits/weight  of this tensor, without overhead
@@ -109,7 +109,7 @@ def _row(tensor: TensorInfo) -> list[str]:
     logarithmic = tensor.labelling == "logarithmic"
     unquantized = "-" if tensor.kind in ("alias", "tied") else "exact"
     return [tensor.name, "x".join(map(str, tensor.shape)) or "scalar", tensor.dtype,
-            "logarithmic" if logarithmic else tensor.kind,
+            "logarithmic" if logarithmic else "+".join((tensor.kind, *tensor.tools)),
             "-" if tensor.step is None or logarithmic else f"{tensor.step:.4g}",
             "-" if tensor.states is None else str(tensor.states),
             str(tensor.bytes), f"{tensor.bits:.3f}",
@@ -126,4 +126,4 @@ def _data(path: str, info: FileInfo, tensors: list[TensorInfo]) -> dict[str, Any
 def _tensor_data(tensor: TensorInfo) -> dict[str, Any]:
     return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "kind": tensor.kind, "step": tensor.step,
             "states": tensor.states, "labelling": tensor.labelling, "ctus": tensor.ctus, "bytes": tensor.bytes,
-            "bits_per_weight": tensor.bits, "snr_db": tensor.snr, "share": tensor.share}
+            "bits_per_weight": tensor.bits, "snr_db": tensor.snr, "share": tensor.share, "tools": list(tensor.tools)}

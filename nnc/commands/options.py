@@ -113,6 +113,12 @@ def add_encoding(parser: _ActionsContainer) -> None:
         help="weight of one bit against the squared error, in step^2 (default: by effort, 0.14 to 0.38)",
     )
     group.add_argument(
+        "--tools",
+        metavar="NAMES",
+        help="what may be tried on every tensor and is used where it pays: default (transform and memory), all, none, or some of "
+        "transform, memory, tree, outliers, codebook, tiles with commas between; README says what they are",
+    )
+    group.add_argument(
         "--config", metavar="FILE", help="TOML file with options by name and [[rules]]; options of the command line win over it"
     )
     group.add_argument(
@@ -212,6 +218,7 @@ def encoding_of(arguments: Namespace) -> dict[str, Any]:
         "states": arguments.states,
         "labelling": arguments.labelling,
         "lagrangian": arguments.lagrangian,
+        "tools": arguments.tools,
         "config": arguments.config,
         "rules": tuple(arguments.rule),
     }
