@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from .checkpoint import Origin, open_checkpoint
+from .coder import checksum
 from .container import (
     INDEX_NAME,
     Container,
@@ -29,6 +30,7 @@ from .container import (
     shard_paths,
 )
 from .decoder import ReferenceReader, decode_unit
+from .entropy.explicit import ModelBank
 from .errors import Corruption, InvalidArgument
 from .unit import Record
 
@@ -112,6 +114,18 @@ class Archive:
     def _unit_of(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         file, index, records = self._places[name]
         return _finish([record for record in records if record.kind != "alias"], self._start(file, index, records))
+
+    def read_stored(self, name: str) -> tuple[Record, bytes, ModelBank]:
+        """A tensor as it is stored, an alias as what it stands for: its record, its bytes in the unit, the models of its file."""
+        file, index, records = self._places[self.sources[name]]
+        data, at = file.read_unit(index), 0
+        if checksum(data) != file.directory.units[index].checksum:
+            raise Corruption(f"unit of {records[0].name!r}: checksum differs: the file is damaged")
+        for record in records:
+            if record.name == self.sources[name]:
+                return record, data[at : at + record.stored], file.directory.bank
+            at += record.stored
+        raise InvalidArgument(f"no tensor {name!r}")
 
     def _start(self, file: Container, index: int, records: tuple[Record, ...]):
         directory = file.directory

@@ -15,6 +15,7 @@ TARGETS = ("bits", "size", "snr", "step", "kl")
 TOOLS = {  # name: whether it pays on trained networks, so that it is among the default ones
     "transform": True,
     "memory": True,
+    "tree": False,
     "tiles": False,
 }
 SUBSTITUTIONS = ("feedback", "gradient", "none")

@@ -17,8 +17,10 @@ from .directory import Unit
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import decode_codes, kernel_codes
+from .entropy.trees import decode_trees
 from .errors import Corruption, InvalidArgument
 from .fields import Permutations, Steps
+from .kernels.cells import decode_cells
 from .kernels.streams import decode_four, decode_tile
 from .partition.grid import Grid
 from .partition.planes import plane_shape
@@ -188,6 +190,10 @@ def _start_coded(
     if coding.prediction and not ((-CERTAIN <= arrays[4]) & (arrays[4] <= 0)).all():
         raise Corruption(f"tensor {record.name!r}: a confidence is outside 0..1: the file is damaged")
     memory = read_memory(coding.tools.memory.limit, *arrays[-2:]) if coding.tools.memory else None
+    cells = None
+    if coding.tools.tree:
+        cells = kernel_codes(decode_trees(bytes(data[place : place + coding.tools.tree.length]), coding.tools.tree.model, grid).T)
+        place += coding.tools.tree.length
     for length in coding.streams:
         streams.append(unpack_words(data[place : place + length]))
         place += length
@@ -204,11 +210,13 @@ def _start_coded(
     common = (rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, row_steps, column_steps, plane)
 
     def decode(group: list[int], tiles: list[tuple[int, int, int, int]]) -> bool:
-        if len(group) == 4:
-            state, left_over, digest = np.zeros(4, np.uint64), np.zeros(4, np.int64), np.zeros(4, np.uint64)
+        if cells is not None or len(group) == 4:
+            number = len(group)
+            state, left_over, digest = np.zeros(number, np.uint64), np.zeros(number, np.int64), np.zeros(number, np.uint64)
             top, bottom, left, right = tiles[0]
             corners = np.array([(t[0], t[2]) for t in tiles], np.int64)
-            decode_four(
+            kernel, of_tree = (decode_four, ()) if cells is None else (decode_cells, (cells,))
+            kernel(
                 words,
                 bounds[group],
                 bounds[[g + 1 for g in group]],
@@ -216,6 +224,7 @@ def _start_coded(
                 np.ascontiguousarray(corners[:, 1]),
                 bottom - top,
                 right - left,
+                *of_tree,
                 *common,
                 state,
                 left_over,

@@ -15,6 +15,7 @@ from .directory import MAX_EXPANSION
 from .encoded import PLAIN, EncodedTensor, Layout, Predicted, tensor_bytes
 from .entropy.explicit import ModelBank
 from .entropy.scales import OFF, encode_codes
+from .entropy.trees import encode_trees
 from .exact import encode_exact
 from .feedback import find_levels_with_feedback
 from .fields import Codes, Orders, Prediction, Steps
@@ -27,13 +28,13 @@ from .quantize.logarithm import RESOLUTION, logarithms, rebuild_powers
 from .quantize.steps import UNITS, StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
 from .rdo import (
-    START_SHAPE,
     Powers,
     Scales,
     Search,
     choose_model,
     count,
     find_levels,
+    first_model,
     fit_scales,
     gather,
     level_bits,
@@ -47,8 +48,9 @@ from .sensitivity import (
     following_steps,
     short_step,
 )
+from .splitting import Task, choose_trees, deviates, place, skipped_cells
 from .substitution import FrozenCodec, measure_loss, substitute
-from .tools import Memory, Tools, Transform
+from .tools import Memory, Tools, Transform, Tree
 from .unit import Coding, Record
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
@@ -271,9 +273,13 @@ def _encode_plane(
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
     model, offset = first_model(bank), 0
+    rest = memory.residual(plane) if memory else plane
+    split = search.trees and deviates(rest, scales, grid_step)
     passes = search.passes + job.fed  # the weights that feedback leaves are wider than those given
-    for number in range(passes):
+    number, final = 0, False
+    while not final:
         bits = np.roll(level_bits(bank, model), -2 * offset, axis=0)
+        final, before, replaced, chosen = number >= passes - 1, scales, rest, None
         if not closed:
             levels = list(
                 run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles)
@@ -281,19 +287,28 @@ def _encode_plane(
         else:
             fed = job.sensitivity if job.fed else None
             levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, memory)
-            if job.price is not None and number == passes - 1:
+            if job.price is not None and final:
                 codec = FrozenCodec(grid, scales, grid_step, bits, search, run)
                 found = measure_loss(plane, job.statistics, DAMPING)
                 best = substitute(plane, found, codec, job.price, (levels, replaced))
                 levels, replaced = list(best.levels), best.plane
             if job.fed:
-                scales = _refit(job, scales, replaced, trellis.spacing * grid_step, number == passes - 1)
+                scales = _refit(job, scales, replaced, trellis.spacing * grid_step, final)
+
+        if split and (number == 0 or before.trees):
+            found = place(levels, replaced, grid, before, grid_step, search.states)
+            skipped = skipped_cells(before.trees, plane.shape) if number else None  # what is skipped has no levels
+            scales, chosen = choose_trees(Task(replaced, grid, replace(scales, trees=None), grid_step, bank, search, *found, skipped))
+            final = final and not (number == 0 and scales.trees)  # levels are to be found anew
 
         def count_tile(found: np.ndarray, tile: tuple[int, int, int, int]) -> np.ndarray:
             return count(found, gather(plane, tile, scales, grid_step).codes, search.states, scales.shift)
 
-        if not job.fed or number == passes - 1:
+        if chosen is not None and not final:  # its skipped cells still have levels
+            model, offset = chosen, 0
+        elif not job.fed or final:
             model, offset, _ = choose_model(sum(run(count_tile, levels, tiles)), bank, scales.offsets())
+        number += 1
     scales = move(scales, offset)
     tables = bank.table_set(model).arrays
     values = np.zeros(plane.shape, np.float32)
@@ -313,6 +328,10 @@ def _encode_plane(
     arrays = [encode_codes(codes) for codes in sides]
     codes = [Codes(mode, spread, len(data)) for mode, spread, data in arrays]
     side = b"".join(data for _, _, data in arrays)
+    tree = None
+    if scales.trees:
+        tree_model, data = encode_trees(scales.trees, grid)
+        tree, side = Tree(tree_model, len(data)), side + data
     if search.labelling == LOGARITHMIC:
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
@@ -341,7 +360,7 @@ def _encode_plane(
         Steps(codes[3], scales.of_columns.unit),
         tuple(map(len, streams)),
         Prediction(Orders(*job.predicted.orders), codes[4]) if job.predicted else None,
-        _name_tools(job.layout, codes[-2:]),
+        _name_tools(job.layout, codes[-2:], tree),
     )
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     if not np.isfinite(values).all():
@@ -362,10 +381,10 @@ def _encode_plane(
     return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, loss, reference)
 
 
-def _name_tools(layout: Layout, codes: list[Codes]) -> Tools:
+def _name_tools(layout: Layout, codes: list[Codes], tree: Tree | None) -> Tools:
     """What a record says of a layout; codes: of its memory."""
     transform = Transform(tuple((number, stride) for number, _, stride in layout.basis.steps)) if layout.basis else None
-    return Tools(transform, Memory(layout.memory.limit, *codes) if layout.memory else None)
+    return Tools(transform, Memory(layout.memory.limit, *codes) if layout.memory else None, tree)
 
 
 def count_noise(error: float, energy: float) -> int:
@@ -380,8 +399,3 @@ def _refit(job: Job, scales: Scales, replaced: np.ndarray, spacing: float, final
         relative[scales.rows == OFF] = 0
         relative[:, scales.columns == OFF] = 0
     return fit_scales(measure_powers(relative), spacing, job.follow, job.steps, scales.shift if final else None)
-
-
-def first_model(bank: ModelBank) -> int:
-    """Model to search with before anything is counted: the last explicit set, else the middle shape."""
-    return bank.count - 1 if bank.sets else START_SHAPE

@@ -54,7 +54,7 @@ class Encoding:
     @property
     def search(self) -> Search:
         effort = self.asked.chosen_effort
-        return Search(effort.states, 0, effort.lagrangian, effort.passes)
+        return Search(effort.states, 0, effort.lagrangian, effort.passes, "tree" in self.asked.chosen_tools)
 
     def encode(self, factor: float) -> Assembly:
         """Everything encoded with steps `factor` times the relative ones (for the target "step": all equal to it)."""

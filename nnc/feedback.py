@@ -37,6 +37,7 @@ def find_levels_with_feedback(
     rate = bits * np.float32(search.lagrangian)
     row_steps, column_steps = scales.row_steps(step), scales.column_steps()
     rows, columns = scales.kernel_rows, scales.kernel_columns
+    cells, cut = scales.cells
     replaced = np.empty(plane.shape, np.float32)
     none = np.empty((grid.rows, 0), np.float32)
     matrix = _scaled_feedback(sensitivity.down, row_steps) if sensitivity else none
@@ -56,6 +57,8 @@ def find_levels_with_feedback(
             grid.width,
             rows[top:bottom],
             columns,
+            cells[top >> cut :],
+            cut,
             CLASSES,
             row_steps[top:bottom],
             column_steps,
@@ -71,7 +74,8 @@ def find_levels_with_feedback(
             levels,
         )
         replaced[top:bottom] = target.T
-        live = columns[:, None].astype(np.int32) + rows[top:bottom] > DEAD
+        of_cells = cells[np.ix_(np.arange(top, bottom) >> cut, np.arange(grid.columns) >> cut)].T
+        live = columns[:, None].astype(np.int32) + rows[top:bottom] + of_cells > DEAD
         tiles = [
             (slice(left, left + grid.width), slice(high, high + grid.height))
             for high in range(0, bottom - top, grid.height)

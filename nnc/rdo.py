@@ -15,9 +15,11 @@ import numpy as np
 from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, OFF, encode_codes, kernel_codes
+from .entropy.trees import Trees
 from .kernels.planes import column_powers, gather_tile, row_peaks, row_powers
 from .kernels.streams import count_levels
 from .kernels.viterbi import search_scalar, search_trellis
+from .partition.tree import CELL_BITS
 from .quantize.steps import StepCodes, rebuild_steps
 from .quantize.trellis import make_trellis
 
@@ -29,7 +31,7 @@ START_SHAPE = 2
 @dataclass(frozen=True, eq=False)
 class Scales:
     """base: scale index added to all; rows, columns: int16 codes; shift: bypass bits; follow: whether the steps of the rows
-    follow their codes.
+    follow their codes; trees: codes of parts of the plane, None without.
     """
 
     base: int
@@ -39,6 +41,7 @@ class Scales:
     follow: bool
     of_rows: StepCodes
     of_columns: StepCodes
+    trees: Trees | None = None
 
     @cached_property
     def kernel_rows(self) -> np.ndarray:
@@ -48,12 +51,19 @@ class Scales:
     def kernel_columns(self) -> np.ndarray:
         return kernel_codes(self.columns, -self.of_columns.index)
 
+    @cached_property
+    def cells(self) -> tuple[np.ndarray, int]:
+        """Codes of the cells as the kernels take them, int16, and by how many bits rows and columns are cut down to find theirs."""
+        return (np.zeros((1, 1), np.int16), 62) if self.trees is None else (kernel_codes(self.trees.field), CELL_BITS)
+
     def offsets(self) -> list[int]:
         """What may be added to all scale indices without that one leaves 1..36."""
         rows, columns = self.kernel_rows[self.rows != OFF], self.kernel_columns[self.columns != OFF]
         if not rows.size or not columns.size:
             return [0]
         low, high = int(rows.min()) + int(columns.min()), int(rows.max()) + int(columns.max())
+        if self.trees is not None and (live := self.trees.codes[self.trees.codes != OFF]).size:
+            low, high = low + int(live.min()), high + int(live.max())
         return [0] + [o for o in (-1, 1, -2, 2) if low + o >= 1 and high + o <= CLASSES and 0 <= self.base + o <= CLASSES]
 
     def row_steps(self, step: float) -> np.ndarray:
@@ -77,6 +87,7 @@ class Search:
     labelling: int
     lagrangian: float
     passes: int
+    trees: bool = False
 
 
 @lru_cache(maxsize=128)
@@ -254,6 +265,7 @@ def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, s
         right,
         scales.kernel_rows,
         scales.kernel_columns,
+        *scales.cells,
         CLASSES,
         1 / scales.row_steps(step),
         1 / scales.column_steps(),
@@ -314,6 +326,11 @@ def choose_model(counts: np.ndarray, bank: ModelBank, offsets: Sequence[int] = (
     best = min((bits(model, 0), model, 0) for model in range(bank.count))
     best = min([best] + [(bits(best[1], offset), best[1], offset) for offset in offsets if offset])
     return best[1], best[2], best[0]
+
+
+def first_model(bank: ModelBank) -> int:
+    """Model to search with before anything is counted: the last explicit set, else the middle shape."""
+    return bank.count - 1 if bank.sets else START_SHAPE
 
 
 def move(scales: Scales, offset: int) -> Scales:

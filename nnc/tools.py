@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .entropy.parametric import SHAPES
+from .entropy.trees import SPREADS, TreeModel
 from .errors import Corruption
-from .fields import Codes, Lanes
+from .fields import MAX_BYTES, Codes, Lanes
+from .partition.tree import FLAGS
 
 Matrices = tuple[np.ndarray, ...]  # of the directory, int8 (n, n) each
 MAX_STEPS = 3
@@ -67,11 +70,33 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Tree:
+    """Coding units below the CTUs, each with a scale code: how the bytes in the unit are coded, and their number."""
+
+    model: TreeModel
+    length: int
+
+    def write(self, out: Lanes) -> None:
+        out.tools.byte(SHAPES * self.model.near + self.model.shape)
+        out.tools.byte(self.model.spread)
+        out.tools.raw(self.model.rates)
+        out.lengths.varint(self.length)
+
+    @classmethod
+    def read(cls, data: Lanes) -> Tree:
+        head = data.tools.byte("shape of the codes of a tree", 2 * SHAPES - 1)
+        spread = data.tools.byte("spread of the codes of a tree", SPREADS - 1)
+        model = TreeModel(head >= SHAPES, head % SHAPES, spread, data.tools.raw(FLAGS, "flags of a tree"))
+        return cls(model, data.lengths.varint("length of a tree", MAX_BYTES))
+
+
+@dataclass(frozen=True)
 class Tools:
     """What a tensor uses, None for what it does without."""
 
     transform: Transform | None = None
     memory: Memory | None = None
+    tree: Tree | None = None
 
     def write(self, out: Lanes) -> None:
         used = self.used()
@@ -87,22 +112,25 @@ class Tools:
         return cls(
             Transform.read(data, shape[1], matrices) if flags & 1 else None,
             Memory.read(data) if flags & 2 else None,
+            Tree.read(data) if flags & 4 else None,
         )
 
-    def used(self) -> tuple[Transform | Memory | None, ...]:
+    def used(self) -> tuple[Transform | Memory | Tree | None, ...]:
         """In the order of their bits."""
-        return self.transform, self.memory
+        return self.transform, self.memory, self.tree
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of those that are used."""
         return tuple(type(tool).__name__.lower() for tool in self.used() if tool)
 
-    def codes(self) -> Iterator[Codes]:
+    def codes(self) -> Iterator[Codes | Tree]:
         """Of the bytes in the unit, in their order."""
         if self.memory:
             yield self.memory.labels
             yield self.memory.confidence
+        if self.tree:
+            yield self.tree
 
 
 NO_TOOLS = Tools()

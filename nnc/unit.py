@@ -7,7 +7,8 @@ says how to read its part:
     exact      bytes, filtered and deflated
     constant   one element, repeated
     alias      another tensor of the same file
-    coded      row codes, column codes, row steps, column steps, confidences, then one ANS stream per CTU in raster order
+    coded      row codes, column codes, row steps, column steps, confidences, those of the tools, then one ANS
+                 stream per CTU in raster order
     same       the tensor of the same name in the reference
     tiled      scales, tables, weights of the predictor, then one ANS stream of all tiles
 
@@ -27,6 +28,7 @@ from .errors import Corruption
 from .fields import MAX_BYTES, Codes, Lanes, Orders, Permutations, Prediction, Steps
 from .partition.grid import Grid, checked_grid
 from .partition.planes import MAX_AXES, plane_shape
+from .partition.tree import check_cells
 from .quantize.logarithm import MAX_LOGARITHMIC
 from .quantize.trellis import LABELLINGS, STATES
 from .registry import Table
@@ -161,6 +163,8 @@ class Coding:
         grid = checked_grid(high, wide, height or high, width)
         if grid.count > data.lengths.left:  # every stream length takes a byte at least
             raise Corruption(f"{grid.count} CTUs in {data.lengths.left} bytes of lengths: the file is damaged")
+        if tools.tree:
+            check_cells(grid)
         streams = tuple(data.lengths.varint("stream length", MAX_BYTES) for _ in range(grid.count))
         return cls(
             split,

@@ -98,6 +98,17 @@ def tiles(g: torch.Generator) -> Source:
     return {"rows": rows, "columns": columns, "grid": grid}
 
 
+def blocks(g: torch.Generator) -> Source:
+    """Scales that change from block to block; the block of zeros is skipped, the wide plane has several CTUs."""
+    def scale(rows: int, columns: int) -> Tensor:
+        coarse = torch.exp(1.5 * normal(g, -(-rows // 24), -(-columns // 24)))
+        return coarse.repeat_interleave(24, 0).repeat_interleave(24, 1)[:rows, :columns]
+
+    middle = normal(g, 100, 116) * scale(100, 116)
+    middle[24:72, 48:96] = 0
+    return {"ragged": middle, "wide": normal(g, 270, 260) * scale(270, 260), "half": (normal(g, 90, 96) * scale(90, 96)).half()}
+
+
 def halves(g: torch.Generator) -> Source:
     return {"half": normal(g, 30, 20).half(), "brain": normal(g, 30, 20).bfloat16(), "tiny": (normal(g, 30, 20) * 2e-6).half(),
             "large": (normal(g, 30, 20) * 25000).clamp(-65504, 65504).half()}
@@ -308,6 +319,9 @@ CASES = [
     Case("codes-smooth-follow", smooth, {"snr": 20}),
     Case("codes-dead", dead, {"step": 0.3}),
     Case("codes-dead-follow", dead, {"snr": 12}),
+    *(Case(f"trees-{n}", blocks, {"step": 0.5, "states": n, "tools": "tree"}, seed=n) for n in (1, 8)),
+    Case("trees-follow", blocks, {"snr": 14, "tools": "tree"}),
+    Case("trees-bypass", blocks, {"snr": 45, "tools": "tree"}),
     Case("logarithmic", positive, {"snr": 20}),
     Case("parametric", parametric, {"step": 0.5}, seed=5),
     Case("explicit", lattice, {"step": 0.25}),
@@ -331,6 +345,7 @@ CASES = [
     Case("calibrated-sign-symmetric", uneven_losses, {"bits": 2.5, "labelling": "sign-symmetric"}, calibrated=True),
     Case("calibrated-ctus", lambda g: {"w": normal(g, 300, 300)}, {"bits": 2}, calibrated=True),
     Case("calibrated-logarithmic", insensitive_gains, {"bits": 6}, calibrated=True),
+    Case("trees-calibrated", blocks, {"bits": 3, "tools": "tree"}, calibrated=True),
     *(Case(f"step-unit-{unit}", uneven_losses, {"bits": 5}, seed=unit, calibrated=True, unit=unit)
       for unit in decoder.UNITS),
     Case("transform", kernels, {"snr": 15}),

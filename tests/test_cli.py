@@ -38,7 +38,7 @@ OPTIONS = {
     "calibrate": {*DATA, "-o", "--output", "--draws", "--weights-key", "--quiet", "--json"},
     "decompress": {*WRITING, "--reference"},
     "verify": {"--reference", "--threads", "--quiet", "--json"},
-    "info": {"--sort", "--statistics", "--original", "--json"},
+    "info": {"--sort", "--statistics", "--original", "--tree", "-o", "--output", "--json"},
     "eval": {*CHOSEN, "--original", "--layers", "--statistics", "--per-tensor", "--quiet", "--json"},
     "sweep": {*CHOSEN, *ENCODING, "--bits", "--threads", "-o", "--output", "--no-plot", "--quiet", "--json"},
 }

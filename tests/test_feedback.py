@@ -115,7 +115,8 @@ def search(
     trellis, target = make_trellis(states), np.ascontiguousarray(plane.T)
     levels = np.zeros(target.shape, np.int32)
     search_band(
-        target, upper, matrix, height, width, row_codes, column_codes, CLASSES, row_steps, column_steps, rate, LOW, shift, labelling,
+        target, upper, matrix, height, width, row_codes, column_codes, np.zeros((1, 1), np.int16), 62, CLASSES, row_steps, column_steps,
+        rate, LOW, shift, labelling,
         trellis.next_state, trellis.predecessors, memory.labels, memory.trust, memory.floor, levels,
     )  # fmt: skip
     return levels.T, target.T

@@ -1,4 +1,4 @@
-"""`nnc info`: what a compressed checkpoint holds and where its bytes go; no tensor is decoded."""
+"""`nnc info`: what a compressed checkpoint holds and where its bytes go; no tensor is decoded, but for --tree."""
 from __future__ import annotations
 
 import shutil
@@ -7,7 +7,7 @@ from argparse import Namespace, _SubParsersAction
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .options import add_command
+from .options import add_command, parse_path
 from .output import Result, finite, lines_of, place, printable, reduction, table_of
 
 if TYPE_CHECKING:
@@ -31,11 +31,16 @@ names).  Then a line per tensor:
   predicted    with --statistics and --original: divergence of the network's output by this tensor's
                error; "unseen": calibration did not see it.  This decodes all tensors
 
+With --tree one tensor is shown instead: how it is cut into CTUs and, if its scales change from block to
+block, into coding units (CU), each with a scale code of its own or skipped; the bits of every size, by
+decoding its levels.
+
 A terminal shows long names shortened, a pipe or file gets them whole.
 
 examples:
   nnc info small/ --sort size | head -40
   nnc info small.safetensors --json
+  nnc info small/ --tree encoder.layer.0.weight -o tree.png
   nnc info small.safetensors --statistics stats.safetensors --original net.safetensors --sort loss
 """
 HEAD = ("name", "shape", "dtype", "kind", "step", "states", "bytes", "bits/weight", "SNR dB", "share")
@@ -49,10 +54,16 @@ def add_parsers(commands: _SubParsersAction) -> None:
                              "prediction first, with --statistics); default: as in the checkpoint")
     parser.add_argument("--statistics", metavar="FILE", help="from nnc calibrate, of the original; needs --original")
     parser.add_argument("--original", metavar="ORIGINAL", help="checkpoint that was compressed; needs --statistics")
+    parser.add_argument("--tree", metavar="TENSOR", help="show the partition of this tensor")
+    parser.add_argument("-o", "--output", type=parse_path, metavar="PNG", help="with --tree: draw it to this file, too; needs matplotlib")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def run_info(arguments: Namespace) -> Result:
+    if arguments.tree is not None:
+        return _show_tree(arguments)
+    if arguments.output is not None:
+        raise InvalidArgument("-o draws a partition: name a tensor with --tree")
     from ..inspection import inspect
 
     info = inspect(arguments.path)
@@ -77,6 +88,14 @@ def run_info(arguments: Namespace) -> Result:
         entry["predicted_loss"] = finite(loss)
     data["predicted_loss"] = finite(total)
     return Result(f"{_describe_file(arguments.path, info, said)}\n\n{table_of((*HEAD, 'predicted'), rows, width)}", data)
+
+
+def _show_tree(arguments: Namespace) -> Result:
+    if arguments.sort or arguments.statistics is not None or arguments.original is not None:
+        raise InvalidArgument("--tree shows one tensor: leave out --sort, --statistics and --original")
+    from .tree import show_tree
+
+    return show_tree(arguments.path, arguments.tree, arguments.output)
 
 
 def _predict(arguments: Namespace) -> dict[str, float | None] | None:

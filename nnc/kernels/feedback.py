@@ -211,6 +211,8 @@ def search_band(
     width,
     row_codes,
     column_codes,
+    cells,
+    cut,
     classes,
     row_steps,
     column_steps,
@@ -230,9 +232,9 @@ def search_band(
     target: float32 (columns, rows), the weights; on return what was quantized in their place, but for the feedback down a column.
     upper: float32 (columns, columns), U above, or (columns, 0) without feedback between columns.  matrix: float32 (rows, rows),
     feedback down a column as of `_search_survivors`, or (rows, 0) without.  height, width: of a CTU, in each of which the trellis
-    starts anew.  row_codes, column_codes: int16 as for the decoder.  row_steps, column_steps: float32.  rate and the following: as of
-    `search_trellis`.  labels, trust, floor: memories as of `add_memories`, or (0,) without; the residuals are then what is quantized.
-    levels: int32 (columns, rows), zero where a weight is not coded.
+    starts anew.  row_codes, column_codes: int16 as for the decoder; cells, cut: as of `gather_tile`.  row_steps, column_steps: float32.
+    rate and the following: as of `search_trellis`.  labels, trust, floor: memories as of `add_memories`, or (0,) without; the residuals
+    are then what is quantized.  levels: int32 (columns, rows), zero where a weight is not coded.
     """
     columns, rows = target.shape
     states = next_state.shape[0]
@@ -283,7 +285,7 @@ def search_band(
                 top, bottom = band * height, min((band + 1) * height, rows)
                 n = 0
                 for i in range(top, bottom):
-                    code = np.int64(row_codes[i]) + np.int64(column_codes[j])
+                    code = np.int64(row_codes[i]) + np.int64(column_codes[j]) + np.int64(cells[i >> cut, j >> cut])
                     error[i] = now[i]
                     found[i] = 0
                     c[i] = 0

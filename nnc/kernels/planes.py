@@ -50,15 +50,18 @@ def column_powers(plane, row_scale, out):
 
 
 @njit(cache=True, nogil=True)
-def gather_tile(plane, top, bottom, left, right, row_codes, column_codes, classes, by_row, by_column, x, codes, position):
+def gather_tile(
+    plane, top, bottom, left, right, row_codes, column_codes, cells, cut, classes, by_row, by_column, x, codes, position
+):
     """Coded weights of a CTU in scan order (down the columns): x float32 in steps, codes uint8, position int64 (index in the
-    plane); returns their number.  by_row, by_column: float32, one over the steps.
+    plane); returns their number.  cells: int16, added to the codes of row i and column j at [i >> cut, j >> cut]; by_row, by_column: float32, one
+    over the steps.
     """
     columns = plane.shape[1]
     n = 0
     for j in range(left, right):
         for i in range(top, bottom):
-            c = np.int64(row_codes[i]) + np.int64(column_codes[j])
+            c = np.int64(row_codes[i]) + np.int64(column_codes[j]) + np.int64(cells[i >> cut, j >> cut])
             if c > DEAD:
                 c = min(max(c, 1), classes)
                 x[n] = plane[i, j] * by_row[i] * by_column[j]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import Corruption
 
+EVEN = 8
 MIN_AREA = 1 << 12  # weights of a CTU where there are several: a file cannot ask for millions of tiny ones
 
 
@@ -33,7 +34,7 @@ class Grid:
 
 def choose_grid(rows: int, columns: int, area: int = 1 << 16, tall: int = 256) -> Grid:
     """Near-equal tiles of at most `tall` rows and about `area` weights: enough of them to decode side by side, few enough to cost
-    nothing.
+    nothing.  Sides of several tiles are multiples of EVEN, so that tiles start where cells of a tree do.
     """
     if rows * columns <= area:
         return Grid(rows, columns, rows, columns)
@@ -51,4 +52,4 @@ def checked_grid(rows: int, columns: int, height: int, width: int) -> Grid:
 
 def _even(length: int, most: int) -> int:
     parts = -(-length // most)
-    return -(-length // parts)
+    return min(length, -(-length // (parts * EVEN)) * EVEN)

@@ -12,6 +12,7 @@ from .notation import Bytes, Tensor, inflate, must
 from .records import Codes, Coding, Prediction, Record
 from .tables import ExplicitSet, root, scale_table, table_of
 from .tools import add_memory, transformed
+from .trees import tree_codes
 
 # ---- 8. Coded tensors ------------------------------------------------------------------------------------------------
 
@@ -29,6 +30,10 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     column_index = [None if code == -64 else code - drop(e) for code, e in zip(column, column_exponent)]
     confidence = read_confidence(source, coding)
     memory = read_memory(source, coding)
+    cells = None
+    if coding.tools.tree:
+        tree = coding.tools.tree
+        cells = tree_codes(source.take(tree.length), tree, coding.rows, coding.columns, coding.height, coding.width)
     number = np.zeros((coding.rows, coding.columns), np.int64)  # what is multiplied by the step of the row
     coded = np.zeros((coding.rows, coding.columns), bool)
     lengths = iter(coding.lengths)
@@ -36,7 +41,7 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
         for left in range(0, coding.columns, coding.width):
             place = slice(top, top + coding.height), slice(left, left + coding.width)
             digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row_index[place[0]], column_index[place[1]],
-                                      number[place], coded[place]))
+                                      number[place], coded[place], cells and [row[left // 8:] for row in cells[top // 8:]]))
     if coding.follow:
         row_exponent = [e + 16 * code for e, code in zip(row_exponent, row)]
     plane = values(coding, row_exponent, column_exponent, number, coded)
@@ -93,14 +98,16 @@ def read_memory(source: Bytes, coding: Coding) -> tuple[list[int], list[int]] | 
 
 
 def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int | None], column: list[int | None],
-               number: np.ndarray, coded: np.ndarray) -> int:
-    """row, column: what each adds to the scale index, None if its weights are not coded."""
+               number: np.ndarray, coded: np.ndarray, cells: list[list[int | None]] | None) -> int:
+    """row, column: what each adds to the scale index, None if its weights are not coded; cells: codes of a tree, from
+    the corner of the CTU on."""
     coder, s, digest = Coder(data), 0, 0
     for j in range(len(column)):
         for i in range(len(row)):
-            if row[i] is None or column[j] is None:
+            cell = cells[i // 8][j // 8] if cells else 0
+            if row[i] is None or column[j] is None or cell is None:
                 continue
-            c = min(max(row[i] + coding.base + column[j], 1), 36)
+            c = min(max(row[i] + coding.base + column[j] + cell, 1), 36)
             q = s & 1
             k = coder.level(table_of(coding.model, sets, 2 * c + (1 if coding.shift else q)))
             if coding.shift:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .notation import DTYPES, Bytes, must
 from .tiled import Tiling, read_tiling
+from .trees import Tree, read_tree
 
 PLAIN, EXACT, CONSTANT, ALIAS, CODED, SAME, PREDICTED, TILED = range(8)
 REFERENCE = 4                                                          # a filter
@@ -44,6 +45,7 @@ class Memory:
 class Tools:
     transform: list[tuple[int, int]]                                   # number of a matrix, stride
     memory: Memory | None
+    tree: Tree | None
 
 
 @dataclass
@@ -127,6 +129,7 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
         codes = [coding.row_codes, coding.column_codes, coding.row_steps, coding.column_steps]
         codes += [coding.prediction.confidence] if coding.prediction else []
         codes += [coding.tools.memory.labels, coding.tools.memory.confidence] if coding.tools.memory else []
+        codes += [coding.tools.tree] if coding.tools.tree else []
         record.stored = sum(c.length for c in codes) + sum(coding.lengths)
     elif kind == TILED:
         must(dtype <= 2 and record.elements >= 1, "a tiled tensor without elements or of another dtype")
@@ -162,7 +165,7 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     prediction = None if permutations is None else read_prediction(lanes, rows, columns, permutations)
     must(labelling != 2 or prediction is None, "a prediction on the logarithmic grid")
     tools = read_tools(lanes, columns, matrices)
-    must(labelling != 2 or (not tools.transform and tools.memory is None), "tools on the logarithmic grid")
+    must(labelling != 2 or tools == Tools([], None, None), "tools on the logarithmic grid")
     if transposed:
         rows, columns = columns, rows
     height = lanes["grids"].varint(rows)
@@ -203,8 +206,8 @@ def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, permutatio
 def read_tools(lanes: dict[str, Bytes], columns: int, matrices: list[int]) -> Tools:
     """columns: of the plane that is not transposed."""
     used = lanes["tools"].byte()
-    must(used <= 3, "unknown tools")
-    tools = Tools([], None)
+    must(used <= 7, "unknown tools")
+    tools = Tools([], None, None)
     if used & 1:
         count = lanes["tools"].byte()
         must(1 <= count <= 3, "steps of a transform")
@@ -217,6 +220,8 @@ def read_tools(lanes: dict[str, Bytes], columns: int, matrices: list[int]) -> To
         limit = lanes["tools"].byte()
         must(limit <= 15, "the limit of a memory")
         tools.memory = Memory(limit, read_codes(lanes), read_codes(lanes))
+    if used & 4:
+        tools.tree = read_tree(lanes)
     return tools
 
 
