@@ -23,11 +23,9 @@ from ..entropy.trees import Trees
 from ..partition.tree import SKIP, cell_shape
 from ..rdo import Scales, choose_model
 from .growth import grow
-from .task import Task, deviates, find_window, lower_shift, place
+from .task import LEAST_GAIN, Task, deviates, find_window, lower_shift, place
 
 __all__ = ["Task", "choose_trees", "deviates", "place", "skipped_cells"]
-
-LEAST_GAIN = 0.003  # of the bits: below, a tree is not worth the slower decoder
 
 
 def choose_trees(task: Task) -> tuple[Scales, int | None]:

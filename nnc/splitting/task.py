@@ -17,6 +17,8 @@ from ..quantize.trellis import make_trellis
 from ..rdo import CENTRE, LOW, WIDTH, Scales, Search, gather, level_bits
 
 HEAD = 8 * (FLAGS + 4)  # bits of the fields of a tree
+LEAST_GAIN = 0.003  # of the bits: below, a tree is not worth the slower decoder
+FEW_BITS = 0.5  # per weight, of a plane that is coded coarsely
 LEAF = 6  # bits of a leaf, roughly
 FAR = np.float32(1e9)  # a choice that there is not
 LARGEST = 33  # scale index that still has room in its table for what is larger
@@ -126,7 +128,7 @@ def deviates(plane: np.ndarray, scales: Scales, step: float) -> bool:
         n, of_block = numbers[live], sums[live] / numbers[live]
         chance = np.maximum(squares[live] / n - of_block**2, 0) / n
         gain = float((n * ((of_block - mean) ** 2 - chance)).sum()) / mean**2 / np.log(2)
-        if gain > LEAF * len(n) + HEAD:
+        if gain > LEAF * len(n) + HEAD + LEAST_GAIN * FEW_BITS * total:
             return True
         sums, squares, numbers = (_halve(_halve(array, 0), 1) for array in (sums, squares, numbers))
     return False
