@@ -16,6 +16,8 @@ TOOLS = {  # name: whether it pays on trained networks, so that it is among the 
     "transform": True,
     "memory": True,
     "tree": False,
+    "outliers": False,
+    "codebook": False,
     "tiles": False,
 }
 SUBSTITUTIONS = ("feedback", "gradient", "none")

@@ -194,6 +194,13 @@ def _start_coded(
     if coding.tools.tree:
         cells = kernel_codes(decode_trees(bytes(data[place : place + coding.tools.tree.length]), coding.tools.tree.model, grid).T)
         place += coding.tools.tree.length
+    codebook, outliers = coding.tools.codebook, coding.tools.outliers
+    parts = []
+    for tool in (outliers, codebook):
+        length = tool.length if tool else 0
+        parts.append(bytes(data[place : place + length]))
+        place += length
+    of_outliers, of_codebook = parts
     for length in coding.streams:
         streams.append(unpack_words(data[place : place + length]))
         place += length
@@ -207,6 +214,12 @@ def _start_coded(
     columns, column_steps = _scales_and_steps(arrays[1], arrays[3], coding.column_steps, 0, 1.0, False)
     overflows = float(row_steps.max()) * max(1.0, float(column_steps.max())) * MAX_GRID > LARGEST
 
+    if codebook:  # the levels themselves, until all are there
+        centroids, of_points = codebook.read_centroids(of_codebook), row_steps
+        own = codebook.tables(of_codebook, coding.shift)
+        tables = own.arrays if own else tables
+        row_steps, overflows = np.ones(grid.rows, np.float32), False
+        rows = kernel_codes(arrays[0], coding.base)  # a row of larger steps has as many centroids as any other
     common = (rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, row_steps, column_steps, plane)
 
     def decode(group: list[int], tiles: list[tuple[int, int, int, int]]) -> bool:
@@ -258,13 +271,18 @@ def _start_coded(
         if overflows and not np.isfinite([plane.min(), plane.max()]).all():
             raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
         restored = rebuild_powers(plane, coding.step) if logarithmic else plane
+        if codebook:
+            restored = codebook.rebuild(plane, centroids, of_points)
         if coding.tools != NO_TOOLS:
             restored = _use_tools(record, restored, tiles, memory, matrices)
         elif coding.transposed:
             restored = np.ascontiguousarray(restored.T)
         if base is not None:
             restored = _add_prediction(record, restored, base, arrays[4], permutations)
-        return _as_tensor(record, restored), [int(d) for d in digests]
+        values = _as_tensor(record, restored)
+        if outliers:
+            outliers.place(values, of_outliers)
+        return values, [int(d) for d in digests]
 
     return wait
 

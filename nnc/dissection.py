@@ -82,6 +82,8 @@ def dissect(path: str | os.PathLike, name: str) -> Partition:
         if name not in archive.sources:
             raise InvalidArgument(f"{path}: no tensor {name!r} in this file")
         record, data, bank = archive.read_stored(name)
+    if record.kind == "tiled" or (record.coding and record.coding.tools.codebook):
+        raise InvalidArgument(f"{path}: tensor {name!r} has tiles or a codebook in place of a partition: name another")
     if record.kind != "coded":
         raise InvalidArgument(
             f"{path}: tensor {name!r} is kept as {record.kind}, without loss: only coded tensors have a partition"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .bases import Basis
+from .outliers import Outliers
 from .prediction.memory import MemoryCodes
 from .unit import Record
 
@@ -39,6 +40,38 @@ class Layout:
 
 
 PLAIN = Layout()
+
+
+@dataclass(frozen=True, eq=False)
+class Outlying:
+    """Outliers of a tensor.  record, data: what a file says of them; positions: int64, rising, in its elements; weights: float32, what
+    stands there; values: what a decoder puts there, in its dtype."""
+
+    record: Outliers
+    data: bytes
+    positions: np.ndarray
+    weights: np.ndarray
+    values: torch.Tensor
+
+    def leave(self, plane: np.ndarray) -> np.ndarray:
+        """The plane (not transposed) without them."""
+        plane = plane.copy()
+        plane.reshape(-1)[self.positions] = 0
+        return plane
+
+    def account(self, plane: np.ndarray, values: np.ndarray, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and values of a plane with them, to tell errors by."""
+        places = self.positions
+        if transposed:
+            row, column = np.divmod(places, plane.shape[0])
+            places = column * plane.shape[1] + row
+        plane = plane.copy()
+        plane.reshape(-1)[places] = self.weights
+        values.reshape(-1)[places] = self.values.to(torch.float32).numpy()
+        return plane, values
+
+    def place(self, tensor: torch.Tensor) -> None:
+        tensor.view(-1)[torch.from_numpy(self.positions)] = self.values
 
 
 @dataclass(frozen=True, eq=False)

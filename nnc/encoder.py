@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from .calibration.statistics import TensorStatistics
 from .coder import checksum, pack_words
 from .directory import MAX_EXPANSION
-from .encoded import PLAIN, EncodedTensor, Layout, Predicted, tensor_bytes
+from .encoded import PLAIN, EncodedTensor, Layout, Outlying, Predicted, tensor_bytes
 from .entropy.explicit import ModelBank
 from .entropy.scales import OFF, encode_codes
 from .entropy.trees import encode_trees
 from .exact import encode_exact
 from .feedback import find_levels_with_feedback
 from .fields import Codes, Orders, Prediction, Steps
+from .job import Job
 from .kernels.planes import error_and_energy
 from .kernels.streams import encode_tile, rebuild_levels
 from .memories import refit_memory
@@ -80,6 +80,7 @@ def encode_coded(
     sensitivity: Sensitivity | None = None,
     predicted: Predicted | None = None,
     layout: Layout = PLAIN,
+    outliers: Outlying | None = None,
 ) -> EncodedTensor:
     """Quantize and code a tensor with the given step.
 
@@ -90,13 +91,16 @@ def encode_coded(
     without loss.
     """
     split, weights = make_plane(tensor)
-    plane = layout.coefficients(weights if predicted is None else weights - predicted.plane)
+    weights = _inliers(weights if predicted is None else weights - predicted.plane, outliers)
+    plane = layout.coefficients(weights)
     step, steps = float(np.float32(step)), None
     if layout.memory:
         plane = np.ascontiguousarray(plane.T) if layout.transposed else plane
         steps = following_steps(plane) if follow and layout.transposed else None
         follow = follow and not layout.transposed
-    job = Job(plane, split, step, step, follow, steps, sensitivity, layout=layout, predicted=predicted)
+    job = Job(plane, split, step, step, follow, steps, sensitivity, layout=layout, predicted=predicted, outliers=outliers)
+    if outliers:
+        powers = measure_powers(plane)
     if layout.memory:
         job = _refit_memory(job, search)
         powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane)))
@@ -115,6 +119,7 @@ def encode_calibrated(
     predicted: Predicted | None = None,
     relief: float = 1.0,
     layout: Layout = PLAIN,
+    outliers: Outlying | None = None,
 ) -> EncodedTensor:
     """The same with the steps that its sensitivity asks for at the common factor, and with feedback of errors.
 
@@ -122,16 +127,20 @@ def encode_calibrated(
     """
     split, weights = make_plane(tensor)
     turn = (lambda plane: np.ascontiguousarray(plane.T)) if sensitivity.transposed else (lambda plane: plane)
-    wanted = turn(layout.coefficients(weights))
+    wanted = turn(layout.coefficients(_inliers(weights, outliers)))
     steps = choose_steps(sensitivity, wanted, factor, search.states, relief)
     step = float(np.float32(steps.step))
     price = factor**2 / 2 * search.lagrangian if substitution == "gradient" else None
-    plane = wanted if predicted is None else turn(layout.coefficients(weights - predicted.plane))
+    plane = wanted if predicted is None else turn(layout.coefficients(_inliers(weights - predicted.plane, outliers)))
     chosen = (steps.rows, steps.columns)
-    job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout)
+    job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers)
     job = _refit_memory(job, search) if layout.memory else job
     powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane))
     return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
+
+
+def _inliers(plane: np.ndarray, outliers: Outlying | None) -> np.ndarray:
+    return outliers.leave(plane) if outliers else plane
 
 
 def _or_exact(name: str, tensor: torch.Tensor, encoded: EncodedTensor | None) -> EncodedTensor:
@@ -194,49 +203,6 @@ def encode_vector(
     return encode_fine(name, tensor, step, search, coarse, sensitivity, predicted)
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A plane and how it is to be coded: levels `grid_step` apart, times what `steps` of rows and columns say; `step` is what the
-    record says.  sensitivity: of a plane whose errors are fed back (if `feedback`), or whose loss is to be told; price: loss per bit, for
-    a search by gradients; predicted: what the plane was reduced by; layout: in which it is."""
-
-    plane: np.ndarray
-    split: int
-    grid_step: float
-    step: float
-    follow: bool = False
-    steps: tuple[StepCodes, StepCodes] | None = None
-    sensitivity: Sensitivity | None = None
-    feedback: bool = True
-    price: float | None = None
-    predicted: Predicted | None = None
-    layout: Layout = PLAIN
-
-    @property
-    def transposed(self) -> bool:
-        return self.layout.transposed or bool(self.steps and self.sensitivity and self.sensitivity.transposed)
-
-    @property
-    def fed(self) -> bool:
-        """Whether errors are fed back."""
-        return bool(
-            self.feedback and self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size)
-        )
-
-    @property
-    def statistics(self) -> TensorStatistics:
-        """Of the plane as it is coded."""
-        found = self.sensitivity.statistics
-        return found.transposed if self.transposed else found
-
-    def relative_plane(self, plane: np.ndarray) -> np.ndarray:
-        """Weights over the factors of their rows and columns: what scales are fitted to."""
-        if self.steps is None:
-            return plane
-        rows, columns = (rebuild_steps(codes, 1.0) for codes in self.steps)
-        return plane * (1 / rows)[:, None] * (1 / columns)
-
-
 def _refit_memory(job: Job, search: Search) -> Job:
     """The job with a memory for its steps; steps that follow scales are taken for equal ones."""
     rows, columns = job.steps or (StepCodes.even(len(job.plane)), StepCodes.even(job.plane.shape[1]))
@@ -297,8 +263,11 @@ def _encode_plane(
 
         if split and (number == 0 or before.trees):
             found = place(levels, replaced, grid, before, grid_step, search.states)
-            skipped = skipped_cells(before.trees, plane.shape) if number else None  # what is skipped has no levels
-            scales, chosen = choose_trees(Task(replaced, grid, replace(scales, trees=None), grid_step, bank, search, *found, skipped))
+            free = number == 0 and not job.fed  # later, what is skipped has no levels; with feedback the loss of skipping is not known
+            skipped = None if free else skipped_cells(before.trees, plane.shape)
+            scales, chosen = choose_trees(
+                Task(replaced, grid, replace(scales, trees=None), grid_step, bank, search, *found, skipped)
+            )
             final = final and not (number == 0 and scales.trees)  # levels are to be found anew
 
         def count_tile(found: np.ndarray, tile: tuple[int, int, int, int]) -> np.ndarray:
@@ -338,6 +307,8 @@ def _encode_plane(
     if memory:
         for tile in tiles:
             memory.add(values, tile)
+    if job.outliers:
+        plane, values = job.outliers.account(plane, values, job.transposed)
     error, energy = error_and_energy(plane, values)
     if job.predicted:
         energy = float(np.square(make_plane(tensor)[1], dtype=np.float64).sum())
@@ -360,7 +331,7 @@ def _encode_plane(
         Steps(codes[3], scales.of_columns.unit),
         tuple(map(len, streams)),
         Prediction(Orders(*job.predicted.orders), codes[4]) if job.predicted else None,
-        _name_tools(job.layout, codes[-2:], tree),
+        _name_tools(job, codes[-2:], tree),
     )
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     if not np.isfinite(values).all():
@@ -376,20 +347,25 @@ def _encode_plane(
         return None
     largest = torch.finfo(tensor.dtype).max
     final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)
+    if job.outliers:
+        job.outliers.place(final)
     content = checksum(tensor_bytes(final))
     reference = job.predicted.digest if job.predicted else b""
+    side += job.outliers.data if job.outliers else b""
     return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, loss, reference)
 
 
-def _name_tools(layout: Layout, codes: list[Codes], tree: Tree | None) -> Tools:
-    """What a record says of a layout; codes: of its memory."""
+def _name_tools(job: Job, codes: list[Codes], tree: Tree | None) -> Tools:
+    """What a record says; codes: of the memory."""
+    layout = job.layout
     transform = Transform(tuple((number, stride) for number, _, stride in layout.basis.steps)) if layout.basis else None
-    return Tools(transform, Memory(layout.memory.limit, *codes) if layout.memory else None, tree)
+    memory = Memory(layout.memory.limit, *codes) if layout.memory else None
+    return Tools(transform, memory, tree, job.outliers.record if job.outliers else None)
 
 
 def count_noise(error: float, energy: float) -> int:
     """Signal to noise ratio in half decibels, as records hold it."""
-    return int(np.clip(round(20 * np.log10(energy / max(error, 1e-300))), 0, 255)) if energy > 0 else 0
+    return int(np.clip(round(20 * np.log10(energy / max(error, 1e-30 * energy))), 0, 255)) if energy > 0 else 0
 
 
 def _refit(job: Job, scales: Scales, replaced: np.ndarray, spacing: float, final: bool) -> Scales:

@@ -11,9 +11,10 @@ from .alignment import Alignment
 from .allocate import choose_labelling, fit_bank, try_step, vector_step
 from .assembly import Assembly, assemble_files
 from .checkpoint import Checkpoint
+from .cluster.choice import Request, encode_best
 from .config import Config
 from .directory import ReferenceEntry
-from .encoded import EncodedTensor, Layout, Predicted
+from .encoded import PLAIN, EncodedTensor, Layout, Outlying, Predicted
 from .encoder import encode_calibrated, encode_coded, encode_fine, encode_vector
 from .entropy.explicit import ModelBank
 from .entropy.parametric import SHAPES
@@ -23,7 +24,7 @@ from .quantize.trellis import LABELLINGS
 from .rdo import Search
 from .sensitivity import Sensitivity, short_step
 from .tiling.choice import encode_alternative
-from .tools import Matrices
+from .tools import NO_TOOLS, Matrices
 from .unit import Record
 from .workers import Workers
 
@@ -68,30 +69,7 @@ class Encoding:
 
         def work(plan: Plan) -> EncodedTensor:
             if plan.treatment == "coded":
-                step, search = choices[plan.name]
-                tensor, pool = self.checkpoint.read(plan.name), self.workers.tiles
-                predicted = self._predicted(plan)
-                follow = self.asked.follow and not predicted
-
-                def encode(layout: Layout, sensitivity: Sensitivity | None) -> EncodedTensor:
-                    if not sensitivity:
-                        powers = plan.powers
-                        return encode_coded(
-                            plan.name, tensor, powers, step, search, bank, pool, follow, predicted=predicted, layout=layout
-                        )
-                    way = self.asked.substitution
-                    return encode_calibrated(
-                        plan.name, tensor, sensitivity, step, search, bank, pool, way, predicted, self.relief, layout
-                    )
-
-                best = encode(plan.layout, plan.sensitivity)
-                if plan.remembered:
-                    other = encode(plan.remembered.layout, plan.remembered.sensitivity)
-                    price = step**2 / 2 * search.lagrangian if plan.sensitivity else None
-                    best = min(best, other, key=lambda encoded: encoded.cost(price))
-                if "tiles" in self.asked.chosen_tools and not (plan.sensitivity or predicted):
-                    best = encode_alternative(plan.name, tensor, best, step, search.lagrangian)
-                return best
+                return self._encode_coded(plan, *choices[plan.name], bank)
             return self._encode_other(plan, typical, factor)
 
         total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []
@@ -107,6 +85,46 @@ class Encoding:
         targets = {plan.name: plan.target for plan in self.plans if plan.treatment == "alias"}
         entry = self.alignment and ReferenceEntry(self.alignment.hint, tuple(self.alignment.permutations))
         return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit, entry, self.matrices)
+
+    def _encode_coded(self, plan: Plan, step: float, search: Search, bank: ModelBank) -> EncodedTensor:
+        """A quantized tensor, in the way that costs least of those that may be tried."""
+        tensor, pool = self.checkpoint.read(plan.name), self.workers.tiles
+        predicted = self._predicted(plan)
+        follow = self.asked.follow and not predicted
+        price = step**2 / 2 * search.lagrangian if plan.sensitivity else None
+
+        def encode(layout: Layout, sensitivity: Sensitivity | None, outliers: Outlying | None = None) -> EncodedTensor:
+            if not sensitivity:
+                how = step, search, bank, pool, follow, None, predicted, layout, outliers
+                return encode_coded(plan.name, tensor, plan.powers, *how)
+            how = step, search, bank, pool, self.asked.substitution, predicted, self.relief, layout, outliers
+            return encode_calibrated(plan.name, tensor, sensitivity, *how)
+
+        best = encode(plan.layout, plan.sensitivity)
+        if plan.remembered:
+            other = encode(plan.remembered.layout, plan.remembered.sensitivity)
+            best = min(best, other, key=lambda encoded: encoded.cost(price))
+        tools = self.asked.chosen_tools
+        if tools & {"outliers", "codebook"}:
+            base = predicted.plane if predicted else None
+            plain = not plan.layout.basis and best.record.kind == "coded" and best.record.coding.tools == NO_TOOLS
+            request = Request(
+                plan.name,
+                tensor,
+                lambda outliers: encode(PLAIN, plan.sensitivity, outliers) if outliers else best,
+                plan.powers,
+                step,
+                search,
+                price,
+                base,
+                follow,
+                "outliers" in tools and plain,
+                "codebook" in tools,
+            )
+            best = encode_best(request)
+        if "tiles" in tools and not (plan.sensitivity or predicted):
+            best = encode_alternative(plan.name, tensor, best, step, search.lagrangian)
+        return best
 
     def _predicted(self, plan: Plan) -> Predicted | None:
         return self.alignment.predicted(plan.name) if plan.predicted else None

@@ -26,7 +26,7 @@ from .rdo import measure_powers
 
 WORTH = 0.02  # bits per weight that memories must save
 DISTORTION = 1 / 16  # of the mean square: what bits are reckoned at
-PROBED = 128  # columns that the test looks at
+PROBED, ENTRIES = 128, 768  # columns that the test looks at, and entries of each
 FITTED = 2048  # columns that clusters are fitted to
 ROUNDS = 8
 
@@ -77,6 +77,7 @@ def _units(columns: np.ndarray) -> np.ndarray:
 
 def _promising(columns: np.ndarray, taps: int) -> bool:
     """Whether a sample of the columns is more alike than chance makes them."""
+    columns = columns[:, :: -(-columns.shape[1] // ENTRIES)]
     n, m = columns.shape
     sampled = _units(columns[:: -(-n // PROBED)])
     cosines = np.empty(len(sampled), np.float32)

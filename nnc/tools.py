@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .codebooks import Codebook
 from .entropy.parametric import SHAPES
 from .entropy.trees import SPREADS, TreeModel
 from .errors import Corruption
 from .fields import MAX_BYTES, Codes, Lanes
+from .outliers import Outliers
 from .partition.tree import FLAGS
 
 Matrices = tuple[np.ndarray, ...]  # of the directory, int8 (n, n) each
@@ -97,6 +99,8 @@ class Tools:
     transform: Transform | None = None
     memory: Memory | None = None
     tree: Tree | None = None
+    outliers: Outliers | None = None
+    codebook: Codebook | None = None
 
     def write(self, out: Lanes) -> None:
         used = self.used()
@@ -106,31 +110,39 @@ class Tools:
                 tool.write(out)
 
     @classmethod
-    def read(cls, data: Lanes, shape: tuple[int, int], matrices: Matrices) -> Tools:
-        """Tools of a plane of this shape (not transposed)."""
+    def read(cls, data: Lanes, shape: tuple[int, int], taps: int, shift: int, matrices: Matrices) -> Tools:
+        """Tools of a plane of this shape (not transposed), `taps` columns to an input; shift: bypass bits."""
         flags = data.tools.byte("tools", (1 << len(cls().used())) - 1)
+        if flags & 16 and flags & 6:
+            raise Corruption(f"tools {flags} do not go together: the file is damaged")
         return cls(
             Transform.read(data, shape[1], matrices) if flags & 1 else None,
             Memory.read(data) if flags & 2 else None,
             Tree.read(data) if flags & 4 else None,
+            Outliers.read(data, shape[0] * shape[1]) if flags & 8 else None,
+            Codebook.read(data, shape, taps, shift) if flags & 16 else None,
         )
 
-    def used(self) -> tuple[Transform | Memory | Tree | None, ...]:
+    def used(self) -> tuple[Transform | Memory | Tree | Outliers | Codebook | None, ...]:
         """In the order of their bits."""
-        return self.transform, self.memory, self.tree
+        return self.transform, self.memory, self.tree, self.outliers, self.codebook
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of those that are used."""
         return tuple(type(tool).__name__.lower() for tool in self.used() if tool)
 
-    def codes(self) -> Iterator[Codes | Tree]:
+    def codes(self) -> Iterator[Codes | Tree | Outliers | Codebook]:
         """Of the bytes in the unit, in their order."""
         if self.memory:
             yield self.memory.labels
             yield self.memory.confidence
         if self.tree:
             yield self.tree
+        if self.outliers:
+            yield self.outliers
+        if self.codebook:
+            yield self.codebook
 
 
 NO_TOOLS = Tools()

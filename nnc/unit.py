@@ -154,10 +154,12 @@ class Coding:
             prediction = Prediction(Orders.read(data, plane_shape(shape, split), permutations), Codes.read(data))
         if labelling == 2 and prediction:
             raise Corruption("the logarithmic grid has no predictions: the file is damaged")
-        tools = Tools.read(data, plane_shape(shape, split), matrices)
+        tools = Tools.read(data, plane_shape(shape, split), prod(shape[split + 1 :]), shift, matrices)
         if labelling == 2 and tools != NO_TOOLS:
             raise Corruption("the logarithmic grid has no tools: the file is damaged")
-        high, wide = plane_shape(shape, split, transposed)
+        if tools.codebook and (states > 1 or transposed or follow or column_steps.codes.mode != "none"):
+            raise Corruption("a codebook goes with one state, without column steps and transposed planes: the file is damaged")
+        high, wide = tools.codebook.layout.grid if tools.codebook else plane_shape(shape, split, transposed)
         height = data.grids.varint("CTU height", MAX_ELEMENTS)
         width = data.grids.varint("CTU width", MAX_ELEMENTS) if height else wide
         grid = checked_grid(high, wide, height or high, width)
@@ -189,7 +191,10 @@ class Coding:
         )
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
-        return Grid(*plane_shape(shape, self.split, self.transposed), self.height, self.width)
+        """CTUs of the plane, or of the grid of points that a codebook stands for."""
+        codebook = self.tools.codebook
+        sides = codebook.layout.grid if codebook else plane_shape(shape, self.split, self.transposed)
+        return Grid(*sides, self.height, self.width)
 
     @property
     def side(self) -> int:

@@ -18,7 +18,8 @@ Source = dict[str, Tensor] | nn.Module
 class Case:
     """A golden file: `source` makes the checkpoint from a seeded generator; `folder`: with shards; `calibrated`: with made-up
     statistics of the loss; `unit`: of all step codes, whatever the encoder would choose; `reference`: name of an earlier case
-    that it is a difference to; `tiles`: how matrices are tiled, whatever the encoder would choose."""
+    that it is a difference to; `tiles`: how matrices are tiled, whatever the encoder would choose; forced: tensors use what FORCED says
+    for their names, whether it pays or not."""
     name: str
     source: Callable[[torch.Generator], Source]
     options: dict = field(default_factory=dict)
@@ -28,6 +29,7 @@ class Case:
     unit: int | None = None
     reference: str = ""
     tiles: dict = field(default_factory=dict)
+    forced: bool = False
 
     @property
     def path(self) -> Path:
@@ -304,6 +306,47 @@ def wave_fields(g: torch.Generator) -> Source:
     return {"rippled": rippled, "slanted": slanted}
 
 
+def heavy(g: torch.Generator) -> Source:
+    """A few weights far beyond the others."""
+    scattered = normal(g, 60, 50)
+    scattered.view(-1)[torch.randperm(3000, generator=g)[:12]] *= 1e4
+    return {"single": scattered, "half": (scattered / 1e3).half(), "brain": scattered.bfloat16()}
+
+
+def few(g: torch.Generator) -> Source:
+    values = torch.tensor([0.0, 0.3, 1.1])[torch.randint(0, 3, (256, 130), generator=g)]
+    return {"single": values, "half": values.half()}
+
+
+@dataclass(frozen=True)
+class Force:
+    """clusters: fields of a codebook, None for levels as usual; where: the first and further numbers of a slice of outliers, none
+    if empty; values: of these."""
+    clusters: dict | None = None
+    where: tuple[int, ...] = ()
+    values: str = "half"
+
+
+FORCED = {
+    "mask": Force(where=tuple(n * (n + 1) // 2 + n % 3 for n in range(2, 53)), values="raw"), "gaps": Force(where=(5, 300, 301, 900), values="quantized"),
+    "runs": Force(where=(*range(100, 160), *range(700, 790)), values="half"), "planes": Force(where=tuple(range(9, 1440, 36))),
+    "scalar": Force({"mode": "scalar", "centroids": 9}), "wide": Force({"mode": "scalar", "centroids": 400, "halves": True}),
+    "sub-vector": Force({"mode": "sub-vector", "size": 4, "centroids": 20, "across": 2, "along": 3}),
+    "kernel": Force({"mode": "kernel", "centroids": 30, "rows": True}), "filter": Force({"mode": "filter", "centroids": 6, "along": 2}),
+    "channel": Force({"mode": "channel", "centroids": 2, "along": 4}),
+    "column sub-vector": Force({"mode": "column sub-vector", "size": 5, "centroids": 25, "halves": True}),
+    "both": Force({"mode": "kernel", "centroids": 20}, tuple(range(0, 1440, 97)), "raw"),
+    "half": Force({"mode": "sub-vector", "size": 2, "centroids": 60}, (0, 1439)),
+    "brain": Force({"mode": "sub-vector", "size": 9, "centroids": 20, "rows": True}, (1, 2), "raw"),
+}
+
+
+def forced(g: torch.Generator) -> Source:
+    tensors = {name: normal(g, 40, 4, 3, 3) * torch.linspace(0.2, 2, 40)[:, None, None, None] for name in FORCED}
+    tensors["planes"].view(-1)[9::36] = 5
+    return tensors | {"half": tensors["half"].half(), "brain": tensors["brain"].bfloat16()}
+
+
 CASES = [
     *(Case(f"states-{n}", layers, {"step": 0.4, "states": n, "labelling": "plain"}, seed=n) for n in STATES),
     *(Case(f"states-{n}-sign-symmetric", layers, {"step": 0.8, "states": n, "labelling": "sign-symmetric"}, seed=n)
@@ -311,6 +354,10 @@ CASES = [
     Case("bypass", layers, {"step": 3e-4}),
     Case("bypass-follow", uneven, {"snr": 60}),
     Case("bypass-one-state", layers, {"step": 1e-3, "states": 1}),
+    Case("tools-outliers", heavy, {"step": 0.5, "tools": "outliers,codebook"}),
+    Case("tools-codebooks", few, {"step": 0.5, "tools": "outliers,codebook"}),
+    Case("tools-forced", forced, {"step": 0.3, "tools": "outliers,codebook"}, forced=True),
+    Case("tools-ctus", lambda g: {"scalar": (normal(g, 300, 300) > 1.5).float()}, {"step": 0.3, "tools": "outliers,codebook"}, forced=True),
     Case("escapes", outliers, {"step": 1.0}),
     Case("escapes-bypass", lambda g: {"w": outliers(g)["w"].clamp(-3e3, 3e3)}, {"step": 0.01}),
     Case("codes-uneven", uneven, {"step": 0.3}),

@@ -20,12 +20,16 @@ from unittest.mock import patch
 import numpy as np
 import reference_decoder as decoder
 import torch
-from golden_cases import CASES, GOLDEN, Case, Source
+from golden_cases import CASES, FORCED, GOLDEN, Case, Source
 from golden_damage import BAD, BAD_FOLDER, write_bad
 from torch import Tensor
 
 import nnc
 from nnc.calibration.statistics import Statistics, TensorStatistics
+from nnc.cluster.choice import Request, encode_best
+from nnc.cluster.encode import Clusters, encode_codebook
+from nnc.cluster.outlying import take_outliers
+from nnc.encoded import EncodedTensor
 from nnc.encoder import make_plane
 from nnc.entropy.scales import MOST
 from nnc.quantize.steps import StepCodes
@@ -91,12 +95,22 @@ def choose_tiles(fields: dict) -> Callable:
     return choose
 
 
+def force_tools(request: Request) -> EncodedTensor:
+    """What FORCED says for the name of a tensor, instead of what costs least."""
+    force = FORCED[request.name]
+    outliers = take_outliers(request.tensor, np.array(force.where, np.int64), force.values, 0.01)
+    if force.clusters is None:
+        return request.encode(outliers)
+    return encode_codebook(request.name, request.tensor, Clusters(**force.clusters), 0.01, outliers)
+
+
 def write_golden(case: Case) -> None:
     remove(case.path)
     source = case.source(torch.Generator().manual_seed(case.seed))
     statistics = make_statistics(source, case.seed) if case.calibrated else None
     with (patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes),
-          patch("nnc.encoding.encode_alternative", choose_tiles(case.tiles) if case.tiles else encode_alternative)):
+          patch("nnc.encoding.encode_alternative", choose_tiles(case.tiles) if case.tiles else encode_alternative),
+          patch("nnc.encoding.encode_best", force_tools if case.forced else encode_best)):
         nnc.compress(source, case.path, threads=1, statistics=statistics, reference=case.reference_path, **case.options)
     tensors = loaded(case.path)
     if list(tensors.items()) != list(decoder.decode(case.path).items()):
@@ -104,7 +118,7 @@ def write_golden(case: Case) -> None:
         raise SystemExit(f"{case.name}: the reference decoder disagrees")
     origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__, "torch": torch.__version__, "options": case.options,
               "seed": case.seed, "calibrated": case.calibrated, "unit": case.unit, "reference": case.reference,
-              "tiles": case.tiles}
+              "tiles": case.tiles, "forced": case.forced}
     listing = {name: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(data).hexdigest()} for name,
                (dtype, shape, data) in tensors.items()}
     case.note.write_text(json.dumps({"origin": origin, "tensors": listing}, indent=1) + "\n")

@@ -192,7 +192,7 @@ def test_fields_of_a_record():
     out = Lanes.make(Writer)
     Tools(tree=tree).write(out)
     data = Lanes(*(Reader(lane.data()) for lane in out))
-    assert Tools.read(data, (9, 9), ()) == Tools(tree=tree)
+    assert Tools.read(data, (9, 9), 1, 0, ()) == Tools(tree=tree)
     assert data.tools.left == data.lengths.left == 0
     assert [part.length for part in Tools(tree=tree).codes()] == [1 << 20]
 
@@ -201,7 +201,7 @@ def test_fields_of_a_record():
 def test_tables_that_there_are_not_are_refused(shape, spread):
     lanes = Lanes.make(lambda: Reader(bytes([4, shape, spread]) + bytes(40)))
     with pytest.raises(Corruption):
-        Tools.read(lanes, (9, 9), ())
+        Tools.read(lanes, (9, 9), 1, 0, ())
 
 
 def test_ctus_inside_a_cell_are_refused():

@@ -32,7 +32,7 @@ def small(tmp_path_factory):
         "steps": torch.arange(20),
         "gain": torch.rand(50, generator=g) + 0.5,
     }
-    nnc.compress(tensors | {"twin": plain}, path, step=0.3, threads=1)
+    nnc.compress(tensors | {"twin": plain}, path, step=0.3, threads=1, tools="tree")
     return path
 
 

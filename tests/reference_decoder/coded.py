@@ -1,16 +1,18 @@
 """Sections 8 and 11 of the page: coded tensors and their values."""
 from __future__ import annotations
 
+import math
 import struct
 from itertools import accumulate
 
 import numpy as np
 
 from .checks import chained
+from .clusters import codebook_plane, place_outliers, read_centroids
 from .entropy import Coder, next_state
 from .notation import Bytes, Tensor, inflate, must
 from .records import Codes, Coding, Prediction, Record
-from .tables import ExplicitSet, root, scale_table, table_of
+from .tables import ExplicitSet, Table, root, scale_table, table_of
 from .tools import add_memory, transformed
 from .trees import tree_codes
 
@@ -27,13 +29,20 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     row_exponent = [coding.row_steps.unit * code for code in row_step]
     column_exponent = [coding.column_steps.unit * code for code in column_step]
     row_index = [None if code == -64 else code - drop(e) for code, e in zip(row, row_exponent)]
+    if coding.tools.codebook:
+        row_index = [None if code == -64 else code for code in row]
     column_index = [None if code == -64 else code - drop(e) for code, e in zip(column, column_exponent)]
-    confidence = read_confidence(source, coding)
+    confidence = read_confidence(source, coding, record)
     memory = read_memory(source, coding)
     cells = None
     if coding.tools.tree:
         tree = coding.tools.tree
         cells = tree_codes(source.take(tree.length), tree, coding.rows, coding.columns, coding.height, coding.width)
+    outliers, codebook = coding.tools.outliers, coding.tools.codebook
+    of_outliers = source.take(outliers.length) if outliers else b""
+    centroids = table = None
+    if codebook:
+        centroids, table = read_centroids(codebook, source.take(codebook.length), coding.shift, all_codes)
     number = np.zeros((coding.rows, coding.columns), np.int64)  # what is multiplied by the step of the row
     coded = np.zeros((coding.rows, coding.columns), bool)
     lengths = iter(coding.lengths)
@@ -41,10 +50,15 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
         for left in range(0, coding.columns, coding.width):
             place = slice(top, top + coding.height), slice(left, left + coding.width)
             digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row_index[place[0]], column_index[place[1]],
-                                      number[place], coded[place], cells and [row[left // 8:] for row in cells[top // 8:]]))
+                                      number[place], coded[place], cells and [row[left // 8:] for row in cells[top // 8:]], table))
     if coding.follow:
         row_exponent = [e + 16 * code for e, code in zip(row_exponent, row)]
-    plane = values(coding, row_exponent, column_exponent, number, coded)
+    if codebook:
+        row_step = power(np.array(row_exponent, np.int64)) * coding.step
+        must(bool(np.isfinite(row_step).all()), "the step of a row is infinite")
+        plane = codebook_plane(codebook, number, centroids, row_step, *plane_sides(record))
+    else:
+        plane = values(coding, row_exponent, column_exponent, number, coded)
     if memory:
         plane = add_memory(plane, coding, *memory)
     plane = plane.T if coding.transposed else plane
@@ -53,7 +67,14 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     must(bool(np.isfinite(plane).all()), "an infinite value")
     if coding.prediction:
         plane = add_prediction(plane, coding.prediction, confidence, permutations, base)
-    return rounded(plane, record.dtype)
+    data = rounded(plane, record.dtype)
+    return place_outliers(outliers, of_outliers, record.dtype, data, rounded) if outliers else data
+
+
+def plane_sides(record: Record) -> tuple[int, int]:
+    """Rows and columns of the plane that is not transposed."""
+    split = record.coding.split
+    return math.prod(record.shape[:split]), math.prod(record.shape[split:])
 
 
 def drop(exponent: int) -> int:
@@ -75,12 +96,12 @@ def all_codes(data: bytes, codes: Codes, count: int) -> list[int]:
     return out
 
 
-def read_confidence(source: Bytes, coding: Coding) -> list[int]:
+def read_confidence(source: Bytes, coding: Coding, record: Record) -> list[int]:
     """Codes of the rows of the plane that is not transposed; none without a prediction."""
     if coding.prediction is None:
         return []
     codes = coding.prediction.confidence
-    out = all_codes(source.take(codes.length), codes, coding.columns if coding.transposed else coding.rows)
+    out = all_codes(source.take(codes.length), codes, plane_sides(record)[0])
     must(all(-8 <= code <= 0 for code in out), "a confidence code out of range")
     return out
 
@@ -98,9 +119,9 @@ def read_memory(source: Bytes, coding: Coding) -> tuple[list[int], list[int]] | 
 
 
 def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int | None], column: list[int | None],
-               number: np.ndarray, coded: np.ndarray, cells: list[list[int | None]] | None) -> int:
+               number: np.ndarray, coded: np.ndarray, cells: list[list[int | None]] | None, own: Table | None) -> int:
     """row, column: what each adds to the scale index, None if its weights are not coded; cells: codes of a tree, from
-    the corner of the CTU on."""
+    the corner of the CTU on; own: table of a codebook."""
     coder, s, digest = Coder(data), 0, 0
     for j in range(len(column)):
         for i in range(len(row)):
@@ -109,7 +130,7 @@ def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[i
                 continue
             c = min(max(row[i] + coding.base + column[j] + cell, 1), 36)
             q = s & 1
-            k = coder.level(table_of(coding.model, sets, 2 * c + (1 if coding.shift else q)))
+            k = coder.level(own or table_of(coding.model, sets, 2 * c + (1 if coding.shift else q)))
             if coding.shift:
                 k = (k << coding.shift) + coder.bits(coding.shift)
             number[i, j], coded[i, j] = numerator(coding, k, q), True

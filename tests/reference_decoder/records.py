@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .clusters import Codebook, Outliers, read_codebook, read_outliers
 from .notation import DTYPES, Bytes, must
 from .tiled import Tiling, read_tiling
 from .trees import Tree, read_tree
@@ -46,6 +47,8 @@ class Tools:
     transform: list[tuple[int, int]]                                   # number of a matrix, stride
     memory: Memory | None
     tree: Tree | None
+    outliers: Outliers | None
+    codebook: Codebook | None
 
 
 @dataclass
@@ -130,6 +133,7 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
         codes += [coding.prediction.confidence] if coding.prediction else []
         codes += [coding.tools.memory.labels, coding.tools.memory.confidence] if coding.tools.memory else []
         codes += [coding.tools.tree] if coding.tools.tree else []
+        codes += [tool for tool in (coding.tools.outliers, coding.tools.codebook) if tool]
         record.stored = sum(c.length for c in codes) + sum(coding.lengths)
     elif kind == TILED:
         must(dtype <= 2 and record.elements >= 1, "a tiled tensor without elements or of another dtype")
@@ -164,8 +168,11 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
     prediction = None if permutations is None else read_prediction(lanes, rows, columns, permutations)
     must(labelling != 2 or prediction is None, "a prediction on the logarithmic grid")
-    tools = read_tools(lanes, columns, matrices)
-    must(labelling != 2 or tools == Tools([], None, None), "tools on the logarithmic grid")
+    tools = read_tools(lanes, columns, matrices, rows, math.prod(shape[split + 1:]), shift)
+    must(labelling != 2 or tools == Tools([], None, None, None, None), "tools on the logarithmic grid")
+    if tools.codebook:
+        must(states == 1 and not transposed and not follow and column_steps.mode == 0, "what a codebook does not go with")
+        rows, columns = tools.codebook.rows, tools.codebook.columns
     if transposed:
         rows, columns = columns, rows
     height = lanes["grids"].varint(rows)
@@ -203,11 +210,11 @@ def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, permutatio
     return Prediction(*numbers, read_codes(lanes))
 
 
-def read_tools(lanes: dict[str, Bytes], columns: int, matrices: list[int]) -> Tools:
-    """columns: of the plane that is not transposed."""
+def read_tools(lanes: dict[str, Bytes], columns: int, matrices: list[int], rows: int, taps: int, shift: int) -> Tools:
+    """rows, columns: of the plane that is not transposed; taps: columns of an input."""
     used = lanes["tools"].byte()
-    must(used <= 7, "unknown tools")
-    tools = Tools([], None, None)
+    must(used <= 31 and (used & 16 == 0 or used & 6 == 0), "tools that are unknown or do not go together")
+    tools = Tools([], None, None, None, None)
     if used & 1:
         count = lanes["tools"].byte()
         must(1 <= count <= 3, "steps of a transform")
@@ -222,6 +229,10 @@ def read_tools(lanes: dict[str, Bytes], columns: int, matrices: list[int]) -> To
         tools.memory = Memory(limit, read_codes(lanes), read_codes(lanes))
     if used & 4:
         tools.tree = read_tree(lanes)
+    if used & 8:
+        tools.outliers = read_outliers(lanes, rows * columns)
+    if used & 16:
+        tools.codebook = read_codebook(lanes, rows, columns, taps, shift, read_codes)
     return tools
 
 

@@ -1,0 +1,57 @@
+"""A plane and how it is to be coded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .calibration.statistics import TensorStatistics
+from .encoded import PLAIN, Layout, Outlying, Predicted
+from .quantize.steps import StepCodes, rebuild_steps
+from .sensitivity import Sensitivity
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A plane and how it is to be coded: levels `grid_step` apart, times what `steps` of rows and columns say; `step` is what the
+    record says.  sensitivity: of a plane whose errors are fed back (if `feedback`), or whose loss is to be told; price: loss per bit, for
+    a search by gradients; predicted: what the plane was reduced by; layout: in which it is; outliers: that were taken from it, only of a plain
+    layout."""
+
+    plane: np.ndarray
+    split: int
+    grid_step: float
+    step: float
+    follow: bool = False
+    steps: tuple[StepCodes, StepCodes] | None = None
+    sensitivity: Sensitivity | None = None
+    feedback: bool = True
+    price: float | None = None
+    predicted: Predicted | None = None
+    layout: Layout = PLAIN
+    outliers: Outlying | None = None
+
+    @property
+    def transposed(self) -> bool:
+        return self.layout.transposed or bool(self.steps and self.sensitivity and self.sensitivity.transposed)
+
+    @property
+    def fed(self) -> bool:
+        """Whether errors are fed back."""
+        return bool(
+            self.feedback and self.steps and self.sensitivity and (self.sensitivity.upper.size or self.sensitivity.down.size)
+        )
+
+    @property
+    def statistics(self) -> TensorStatistics:
+        """Of the plane as it is coded."""
+        found = self.sensitivity.statistics
+        return found.transposed if self.transposed else found
+
+    def relative_plane(self, plane: np.ndarray) -> np.ndarray:
+        """Weights over the factors of their rows and columns: what scales are fitted to."""
+        if self.steps is None:
+            return plane
+        rows, columns = (rebuild_steps(codes, 1.0) for codes in self.steps)
+        return plane * (1 / rows)[:, None] * (1 / columns)
