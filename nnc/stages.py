@@ -7,9 +7,14 @@
 |---|---|---|
 | tensor > plane | float32 (rows, columns), a view where possible; `split` says how | partition/planes.py |
 | plane - prediction | float32 (rows, columns) from the tensor of that name in a reference, or none | prediction/, alignment.py |
+| plane > coefficients | float32 (rows, columns), groups of columns in another basis | transform/, bases.py |
+| columns - memory | float32; each column less what those before foretell, in a closed loop | prediction/memory.py, memories.py |
 | plane > CTU | tiles of a Grid in raster order; each is one stream, decodable alone | partition/grid.py |
+| CTU > CU | cells of 8 x 8 in a tree, int16 codes that are added to scale indices, or skipped | partition/tree.py, splitting/ |
 | CTU > weights | float32 (n,) in steps, down the columns; uint8 (n,) scale indices 1..36 | rdo.gather |
 | weights > levels | int32 (n,), |level| < 2^22 | a Search: scalar or trellis |
+| points > levels | int32, numbers of centroids, a point of several weights each; no trellis | points.py, codebooks.py, cluster/ |
+| tensor > outliers | positions and values of single weights, put back last of all | outliers.py, cluster/ |
 | levels > values | float32, the integer of the grid times the step of the row, one rounding | quantize/, kernels/streams.py |
 | levels > words | uint32, coded with the table of (scale index, quantizer) of one model | coder.py, kernels/streams.py |
 | words > unit | bytes with a Record that says how to read them, checksum, digest | unit.py, directory.py |
@@ -21,7 +26,8 @@ latter.
 
 A variant of a stage is one file (or one row of a table) and one id: STATES and LABELLINGS in quantize/trellis.py, MODES in
 entropy/scales.py, the shapes in entropy/parametric.py, KINDS, FILTERS and DTYPES in unit.py, PREDICTORS in tiles/coding.py,
-TRANSFORMS in tiles/transforms.py.  An id names one meaning for ever.
+TRANSFORMS in tiles/transforms.py, MODES in points.py; the tools that a coded tensor may use are the fields of `tools.Tools`, what may
+be asked for is config.TOOLS.  An id names one meaning for ever.
 """
 
 from __future__ import annotations

@@ -172,6 +172,7 @@ def test_text_for_a_language_model(causal, tmp_path):
     assert next(iter(inputs.calibration.batches()))[0].shape == (8, 16), "the whole context"
 
 
+@pytest.mark.slow
 def test_text_for_an_encoder(encoder, tmp_path):
     lines = ["the cat sat", "a dog ran in the sun", "", "it was on the mat and then it ran"] * 6
     (tmp_path / "t.txt").write_text("\n".join(lines))

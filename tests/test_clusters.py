@@ -39,6 +39,8 @@ from nnc.unit import Coding, Record
 sys.path.insert(0, str(Path(__file__).parent))
 from golden_damage import container_bytes  # noqa: E402
 
+pytestmark = pytest.mark.slow  # half a minute in all
+
 DECIBELS = 6.02  # a bit is worth
 TRELLIS, SCALAR = Search(8, 0, 0.38, 2), Search(1, 0, 0.14, 2)
 

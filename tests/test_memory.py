@@ -39,6 +39,7 @@ def memory_of(path) -> object:
         return archive.records[0].coding.tools.memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation, theory", [(0.8, 4.44), (0.9, 7.21), (0.95, 10.11)])
 @pytest.mark.parametrize("bits", [3.0, 4.0])
 @pytest.mark.parametrize("down", [False, True])
@@ -55,6 +56,7 @@ def test_the_trellis_keeps_its_gain(tmp_path):
     assert gain(tmp_path, walk(400, 400, 0.9), bits=3.0) >= 7.21 - 0.4
 
 
+@pytest.mark.slow
 def test_clusters_of_rows(tmp_path):
     """Rows in eight clusters: the gain comes near to what knowing the centres would give."""
     g = np.random.default_rng(0)
@@ -65,6 +67,7 @@ def test_clusters_of_rows(tmp_path):
     assert memory.limit == 15
 
 
+@pytest.mark.slow
 def test_kernels_like_those_of_the_channel_before(tmp_path):
     """The same filter for all channels but for a little: one memory per tap."""
     g = np.random.default_rng(0)
@@ -100,6 +103,7 @@ def test_residuals_and_values_are_inverse():
         np.testing.assert_allclose(rest, plane, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_same_bytes_with_any_number_of_threads(tmp_path):
     weights = {"w": torch.from_numpy(walk(300, 500, 0.9)), "v": torch.from_numpy(walk(90, 70, 0.9).T.copy())}
     for threads in (1, 2, 3):

@@ -83,6 +83,7 @@ def test_import_is_light():
     assert float(out[0]) < 1.5 and out[1:] == []
 
 
+@pytest.mark.slow
 def test_import_changes_no_global():
     code = ("import warnings, logging, random, numpy, torch; before = (list(warnings.filters), logging.root.level, random.getstate(), torch.get_num_threads(), "
             "torch.get_default_dtype()); import nnc; assert before == (list(warnings.filters), logging.root.level, random.getstate(), torch.get_num_threads(), "

@@ -39,6 +39,8 @@ from nnc.unit import Record
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_decoder as decoder  # noqa: E402
 
+pytestmark = pytest.mark.slow  # half a minute in all
+
 ORIGIN = '{"kind":"module","metadata":[],"wrapper":"","extras":""}'
 LINEAR, NONE = Asked(predictor="linear"), Asked(predictor="none")
 

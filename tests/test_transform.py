@@ -85,6 +85,7 @@ def rate_and_distortion(tmp_path, weights: torch.Tensor, bits: float, tools: str
     return summary.bits_per_weight, float((nnc.load(path)["w"].float() - weights.float()).square().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2.0, 3.0])
 def test_gain_on_smooth_kernels(tmp_path, bits):
     """METHODS S14 (c) 4: 5 dB at the same rate, whole file, scalar quantizer in both."""
@@ -104,6 +105,7 @@ def test_off_costs_nothing(tmp_path):
     assert sizes[0] <= 1.001 * sizes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_a_reference(tmp_path, dtype):
     """A tensor that a reference foretells keeps its basis; others get one."""

@@ -223,6 +223,7 @@ def test_ctus_inside_a_cell_are_refused():
 # ---- what they gain ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rate_on_blocks_of_uneven_scale():
     """METHODS S14 (c) 2, real bytes.  Fixed CUs of 16 are the smallest blocks of the source, and within 1 % of the oracle itself."""
     _, bounds = benchmark.measure_blocks()
@@ -231,6 +232,7 @@ def test_rate_on_blocks_of_uneven_scale():
         assert bound.kept, bound.text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_no_tree_where_there_is_nothing_to_find(seed):
     """METHODS S14 (c) 3: the bytes are the same as without the tool."""
@@ -271,6 +273,7 @@ def test_what_is_zero_is_skipped():
 # ---- round trips -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("states, labelling", [(1, 0), (8, 0), (8, 1), (64, 0)])
 def test_round_trip(states, labelling, follow):
@@ -300,6 +303,7 @@ def moment(rng, size: int) -> np.ndarray:
     return (x.T @ x / len(x)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows, columns", [(96, 200), (270, 260), (24, 900)])
 @pytest.mark.parametrize("states", [1, 8])
 @pytest.mark.parametrize("substitution", ["feedback", "none"])
@@ -317,6 +321,7 @@ def test_round_trip_with_feedback(rows, columns, states, substitution):
         assert error == pytest.approx(found.error, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_tree_saves_bytes_with_feedback(monkeypatch):
     rng = np.random.default_rng(0)
     tensor = torch.from_numpy(make_blocks(256, 256))
@@ -330,6 +335,7 @@ def test_a_tree_saves_bytes_with_feedback(monkeypatch):
     assert bits + loss < 0.9 * bits_without + loss_without  # a bit is 6.02 dB
 
 
+@pytest.mark.slow
 def test_every_model_decodes(monkeypatch):
     """METHODS S14 (c) 6: another model changes the bytes and nothing else."""
     weights = make_blocks(150, 170)
@@ -344,6 +350,7 @@ def test_every_model_decodes(monkeypatch):
     assert all(torch.equal(tensor, tensors[0]) for tensor in tensors) and len(set(sizes)) == SHAPES
 
 
+@pytest.mark.slow
 def test_one_thread_or_many_make_the_same_file(tmp_path):
     tensors = {"w": torch.from_numpy(make_blocks(600, 600))}
     files = []
@@ -370,6 +377,7 @@ def refused_or_decoded(record: Record, data: bytes, digests: tuple[int, ...]) ->
     return False
 
 
+@pytest.mark.slow
 def test_damaged_trees_are_refused_or_decoded():
     """Never another error, and the digest tells whatever still decodes to other levels."""
     found = encode(make_blocks(270, 270), 0.3)

@@ -52,6 +52,7 @@ def test_unknown_number_of_states_is_refused():
         make_trellis(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelling", [0, 1])
 @pytest.mark.parametrize("states", [4, *(pytest.param(states, marks=pytest.mark.slow) for states in (8, 16, 64))])
 @pytest.mark.parametrize("lagrangian", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
