@@ -17,7 +17,7 @@ import numpy as np
 
 from .entropy.explicit import TABLES, ModelBank
 from .entropy.parametric import CLASSES
-from .kernels.streams import replay_levels
+from .kernels.words import replay_levels
 from .partition.grid import choose_grid
 from .quantize.trellis import make_trellis
 from .rdo import (

@@ -174,7 +174,8 @@ def _start_coded(
 ) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
     coding = record.coding
     grid = coding.grid(record.shape)
-    plane = np.empty((grid.rows, grid.columns), np.float32)
+    # a transposed plane is laid out as the tensor is, so that the columns that are decoded one after the other are contiguous
+    plane = np.empty((grid.rows, grid.columns), np.float32, order="F" if coding.transposed else "C")
     place, arrays, streams = 0, [], []
     fields = [coding.rows, coding.columns, coding.row_steps.codes, coding.column_steps.codes]
     numbers = [grid.rows, grid.columns, grid.rows, grid.columns]
@@ -293,9 +294,10 @@ def _use_tools(
     """The plane (not transposed) with predictions of its columns and after its transform, float32."""
     coding = record.coding
     if memory:
-        for tile in tiles:
-            memory.add(plane, tile)
-    plane = np.ascontiguousarray(plane.T) if coding.transposed else plane
+        turned = memory.add(plane, tiles)
+        plane = turned if coding.transposed else np.ascontiguousarray(turned.T)
+    elif coding.transposed:
+        plane = np.ascontiguousarray(plane.T)
     if coding.tools.transform:
         for matrix, stride in coding.tools.transform.steps:
             plane = apply_matrix(plane, matrices[matrix], stride)

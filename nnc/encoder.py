@@ -20,7 +20,7 @@ from .feedback import find_levels_with_feedback
 from .fields import Codes, Orders, Prediction, Steps
 from .job import Job
 from .kernels.planes import error_and_energy
-from .kernels.streams import encode_tile, rebuild_levels
+from .kernels.words import encode_tile, rebuild_levels
 from .memories import refit_memory
 from .partition.grid import choose_grid
 from .partition.planes import choose_split, plane_shape
@@ -305,8 +305,7 @@ def _encode_plane(
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
     if memory:
-        for tile in tiles:
-            memory.add(values, tile)
+        values = np.ascontiguousarray(memory.add(values, tiles).T)
     if job.outliers:
         plane, values = job.outliers.account(plane, values, job.transposed)
     error, energy = error_and_energy(plane, values)

@@ -17,8 +17,8 @@ from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, OFF, encode_codes, kernel_codes
 from .entropy.trees import Trees
 from .kernels.planes import column_powers, gather_tile, row_peaks, row_powers
-from .kernels.streams import count_levels
 from .kernels.viterbi import search_scalar, search_trellis
+from .kernels.words import count_levels
 from .partition.tree import CELL_BITS
 from .quantize.steps import StepCodes, rebuild_steps
 from .quantize.trellis import make_trellis

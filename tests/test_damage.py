@@ -31,7 +31,7 @@ from nnc.directory import Directory, Unit
 from nnc.entropy.explicit import CodedTable, ExplicitSet, ModelBank
 from nnc.entropy.parametric import level_frequencies
 from nnc.fields import Codes, Lanes, Steps
-from nnc.kernels.streams import encode_tile
+from nnc.kernels.words import encode_tile
 from nnc.quantize.trellis import make_trellis
 from nnc.unit import Coding, Record
 

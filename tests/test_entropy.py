@@ -13,7 +13,8 @@ from nnc.entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from nnc.entropy.parametric import CLASSES, SHAPES, exponential, level_frequencies, reach
 from nnc.entropy.scales import MOST, OFF, decode_codes, encode_codes
 from nnc.errors import Corruption
-from nnc.kernels.streams import decode_tile, encode_tile
+from nnc.kernels.streams import decode_tile
+from nnc.kernels.words import encode_tile
 from nnc.quantize.logarithm import rebuild_powers
 from nnc.quantize.steps import StepCodes, rebuild_steps
 from nnc.quantize.trellis import make_trellis

@@ -21,7 +21,7 @@ from nnc.directory import Directory, Unit
 from nnc.entropy.explicit import ModelBank
 from nnc.entropy.scales import encode_codes
 from nnc.fields import Codes, Steps
-from nnc.kernels.streams import encode_tile
+from nnc.kernels.words import encode_tile
 from nnc.partition.grid import Grid
 from nnc.quantize.trellis import make_trellis
 from nnc.unit import Coding, Record

@@ -99,8 +99,7 @@ def test_residuals_and_values_are_inverse():
         codes = MemoryCodes(limit, g.integers(0, 5, 50).astype(np.int16), g.integers(-16, 1, 50).astype(np.int16))
         rest = codes.residual(plane)
         assert not np.allclose(rest, plane)
-        codes.add(rest, (0, 30, 0, 50))
-        np.testing.assert_allclose(rest, plane, atol=1e-5)
+        np.testing.assert_allclose(codes.add(rest, [(0, 30, 0, 50)]).T, plane, atol=1e-5)
 
 
 @pytest.mark.slow

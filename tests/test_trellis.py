@@ -8,7 +8,7 @@ import pytest
 
 from nnc.entropy.explicit import ModelBank
 from nnc.errors import InvalidArgument
-from nnc.kernels.streams import replay_levels
+from nnc.kernels.words import replay_levels
 from nnc.quantize.trellis import STATES, make_trellis
 from nnc.rdo import LOW, Gathered, Search, find_levels, level_bits
 

@@ -17,7 +17,7 @@ from ..entropy.scales import encode_codes
 from ..fields import Codes, Steps
 from ..kernels.clusters import assign_points
 from ..kernels.planes import error_and_energy
-from ..kernels.streams import encode_tile
+from ..kernels.words import encode_tile
 from ..partition.grid import choose_grid
 from ..points import Layout, lay_out
 from ..quantize.steps import UNITS, StepCodes, rebuild_steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .streams import _LIMIT, _MASK24, _PRIME, _U, DEAD, _grid_value, _pop_rest, _start
+from .streams import _LIMIT, _MASK24, _PRIME, _U, DEAD, _grid_value, _pop_bypass, _pop_rest, _start
 
 _BITS = 3  # of the side of a cell
 
@@ -76,8 +76,13 @@ def decode_cells(
                         y = (y << _U(32)) | _U(words[p[m]])
                         p[m] -= 1
                     k = np.int64(low[t]) + a
-                    if raw or a == escape[t]:
-                        k, y, p[m] = _pop_rest(k, y, p[m], begin[m], words, a == escape[t], np.int64(low[t]), k - 1, shift)
+                    if a == escape[t]:
+                        k, y, p[m] = _pop_rest(y, p[m], begin[m], words, np.int64(low[t]), k - 1, shift)
+                    elif raw:
+                        k, y = _pop_bypass(k, y, shift)
+                        if y < _LIMIT and p[m] >= begin[m]:
+                            y = (y << _U(32)) | _U(words[p[m]])
+                            p[m] -= 1
                     d[m] = (d[m] ^ _U(k)) * _PRIME
                     plane[row, column] = _grid_value(k, q, spacing, labelling) * row_steps[row] * column_steps[column]
                     s[m] = next_state[s[m], k & 1]
@@ -135,13 +140,17 @@ def measure_cells(
                 p -= 1
             k = np.int64(low[t]) + a
             spent = 24 - np.log2(np.float64(frequency)) + shift
-            if raw or a == escape[t]:
+            if a == escape[t]:
                 lowest, highest = np.int64(low[t]), k - 1
-                k, x, p = _pop_rest(k, x, p, begin, words, a == escape[t], lowest, highest, shift)
-                if a == escape[t]:
-                    level = k >> shift
-                    excess = lowest - level if level < lowest else level - highest
-                    spent += 6 + np.floor(np.log2(np.float64(max(excess, 1))))
+                k, x, p = _pop_rest(x, p, begin, words, lowest, highest, shift)
+                level = k >> shift
+                excess = lowest - level if level < lowest else level - highest
+                spent += 6 + np.floor(np.log2(np.float64(max(excess, 1))))
+            elif raw:
+                k, x = _pop_bypass(k, x, shift)
+                if x < _LIMIT and p >= begin:
+                    x = (x << _U(32)) | _U(words[p])
+                    p -= 1
             row, column = i >> _BITS, j >> _BITS
             bits[row, column] += spent
             indices[row, column] += c

@@ -13,7 +13,6 @@ from numba import njit
 
 _U = np.uint64
 _MASK24 = np.uint64(0xFFFFFF)
-_MASK32 = np.uint64(0xFFFFFFFF)
 _LIMIT = np.uint64(1 << 32)
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 LEVEL_BITS = 22  # levels lie in (-2^22, 2^22): exact in float32 after doubling
@@ -54,14 +53,21 @@ def _pop_escape(x, p, begin, words, lowest, highest):
 
 
 @njit(cache=True, nogil=True)
-def _pop_rest(k, x, p, begin, words, escaped, lowest, highest, shift):
-    """What may follow the symbol of a level: an escape, bypass bits."""
-    if escaped:
-        k, x, p = _pop_escape(x, p, begin, words, lowest, highest)
+def _pop_rest(x, p, begin, words, lowest, highest, shift):
+    """What follows the escape: the level, then its bypass bits."""
+    k, x, p = _pop_escape(x, p, begin, words, lowest, highest)
     if shift > 0:
         raw, x, p = _pop_raw(x, p, begin, words, shift)
         k = (k << shift) | raw
     return k, x, p
+
+
+@njit(cache=True, nogil=True)
+def _pop_bypass(k, x, shift):
+    """The bypass bits of a level with a symbol, at most RAW_CHUNK, in one step; without the refill, which needs the words."""
+    rest = _U(24 - shift)
+    v = x & _MASK24
+    return (k << shift) | np.int64(v >> rest), ((x >> _U(24)) << rest) + (v & ((_U(1) << rest) - _U(1)))
 
 
 @njit(cache=True, nogil=True)
@@ -137,8 +143,13 @@ def decode_tile(
                     x = (x << _U(32)) | _U(words[p])
                     p -= 1
                 k = np.int64(low[t]) + a
-                if raw or a == escape[t]:
-                    k, x, p = _pop_rest(k, x, p, begin, words, a == escape[t], np.int64(low[t]), k - 1, shift)
+                if a == escape[t]:
+                    k, x, p = _pop_rest(x, p, begin, words, np.int64(low[t]), k - 1, shift)
+                elif raw:
+                    k, x = _pop_bypass(k, x, shift)
+                    if x < _LIMIT and p >= begin:
+                        x = (x << _U(32)) | _U(words[p])
+                        p -= 1
                 digest = (digest ^ _U(k)) * _PRIME
                 plane[i, j] = _grid_value(k, q, spacing, labelling) * row_steps[i] * column_step
                 s = next_state[s, k & 1]
@@ -206,8 +217,13 @@ def decode_four(
                     x0 = (x0 << _U(32)) | _U(words[p0])
                     p0 -= 1
                 k = np.int64(low[t]) + a
-                if raw or a == escape[t]:
-                    k, x0, p0 = _pop_rest(k, x0, p0, b0, words, a == escape[t], np.int64(low[t]), k - 1, shift)
+                if a == escape[t]:
+                    k, x0, p0 = _pop_rest(x0, p0, b0, words, np.int64(low[t]), k - 1, shift)
+                elif raw:
+                    k, x0 = _pop_bypass(k, x0, shift)
+                    if x0 < _LIMIT and p0 >= b0:
+                        x0 = (x0 << _U(32)) | _U(words[p0])
+                        p0 -= 1
                 d0 = (d0 ^ _U(k)) * _PRIME
                 plane[r0 + i, n0 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r0 + i] * f0
                 s0 = next_state[s0, k & 1]
@@ -228,8 +244,13 @@ def decode_four(
                     x1 = (x1 << _U(32)) | _U(words[p1])
                     p1 -= 1
                 k = np.int64(low[t]) + a
-                if raw or a == escape[t]:
-                    k, x1, p1 = _pop_rest(k, x1, p1, b1, words, a == escape[t], np.int64(low[t]), k - 1, shift)
+                if a == escape[t]:
+                    k, x1, p1 = _pop_rest(x1, p1, b1, words, np.int64(low[t]), k - 1, shift)
+                elif raw:
+                    k, x1 = _pop_bypass(k, x1, shift)
+                    if x1 < _LIMIT and p1 >= b1:
+                        x1 = (x1 << _U(32)) | _U(words[p1])
+                        p1 -= 1
                 d1 = (d1 ^ _U(k)) * _PRIME
                 plane[r1 + i, n1 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r1 + i] * f1
                 s1 = next_state[s1, k & 1]
@@ -250,8 +271,13 @@ def decode_four(
                     x2 = (x2 << _U(32)) | _U(words[p2])
                     p2 -= 1
                 k = np.int64(low[t]) + a
-                if raw or a == escape[t]:
-                    k, x2, p2 = _pop_rest(k, x2, p2, b2, words, a == escape[t], np.int64(low[t]), k - 1, shift)
+                if a == escape[t]:
+                    k, x2, p2 = _pop_rest(x2, p2, b2, words, np.int64(low[t]), k - 1, shift)
+                elif raw:
+                    k, x2 = _pop_bypass(k, x2, shift)
+                    if x2 < _LIMIT and p2 >= b2:
+                        x2 = (x2 << _U(32)) | _U(words[p2])
+                        p2 -= 1
                 d2 = (d2 ^ _U(k)) * _PRIME
                 plane[r2 + i, n2 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r2 + i] * f2
                 s2 = next_state[s2, k & 1]
@@ -272,8 +298,13 @@ def decode_four(
                     x3 = (x3 << _U(32)) | _U(words[p3])
                     p3 -= 1
                 k = np.int64(low[t]) + a
-                if raw or a == escape[t]:
-                    k, x3, p3 = _pop_rest(k, x3, p3, b3, words, a == escape[t], np.int64(low[t]), k - 1, shift)
+                if a == escape[t]:
+                    k, x3, p3 = _pop_rest(x3, p3, b3, words, np.int64(low[t]), k - 1, shift)
+                elif raw:
+                    k, x3 = _pop_bypass(k, x3, shift)
+                    if x3 < _LIMIT and p3 >= b3:
+                        x3 = (x3 << _U(32)) | _U(words[p3])
+                        p3 -= 1
                 d3 = (d3 ^ _U(k)) * _PRIME
                 plane[r3 + i, n3 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r3 + i] * f3
                 s3 = next_state[s3, k & 1]
@@ -282,116 +313,3 @@ def decode_four(
     state[0], state[1], state[2], state[3] = x0, x1, x2, x3
     left_over[0], left_over[1], left_over[2], left_over[3] = p0 - b0 + 1, p1 - b1 + 1, p2 - b2 + 1, p3 - b3 + 1
     digests[0], digests[1], digests[2], digests[3] = d0, d1, d2, d3
-
-
-@njit(cache=True, nogil=True)
-def _push(x, n, words, start, frequency):
-    if (x >> _U(40)) >= frequency:
-        words[n] = np.uint32(x & _MASK32)
-        n += 1
-        x >>= _U(32)
-    return ((x // frequency) << _U(24)) + x % frequency + start, n
-
-
-@njit(cache=True, nogil=True)
-def _push_raw(x, n, words, value, bits):
-    """Inverse of `_pop_raw`: the coder is a stack, so the least significant chunk goes first."""
-    tail = bits % RAW_CHUNK
-    while bits > 0:
-        chunk = tail if tail > 0 else RAW_CHUNK
-        tail = 0
-        frequency = _U(1) << _U(24 - chunk)
-        x, n = _push(x, n, words, _U(value & ((1 << chunk) - 1)) * frequency, frequency)
-        value >>= chunk
-        bits -= chunk
-    return x, n
-
-
-@njit(cache=True, nogil=True)
-def encode_tile(levels, codes, tables, next_state, shift, words):
-    """Encode one CTU.  levels: int32 (n,) in scan order; codes: uint8 (n,) scale index of each, never 0; words: uint32 scratch of
-    3 n + 4.
-
-    Returns (number of words, digest)."""
-    cumulative, hint, low, escape = tables
-    n = levels.shape[0]
-    which = np.empty(n, np.int32)
-    s = 0
-    digest = _U(0)
-    for i in range(n):
-        k = np.int64(levels[i])
-        which[i] = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
-        digest = (digest ^ _U(k)) * _PRIME
-        s = next_state[s, k & 1]
-    x = _U(0)
-    count = 0
-    for i in range(n - 1, -1, -1):
-        k = np.int64(levels[i])
-        table = which[i]
-        if shift > 0:
-            x, count = _push_raw(x, count, words, k & ((1 << shift) - 1), shift)
-            k >>= shift
-        a = k - low[table]
-        last = np.int64(escape[table])
-        if a < 0 or a >= last:
-            side = 1 if a < 0 else 0
-            excess = (-1 - a if side else a - last) + 1
-            length = 0
-            while (excess >> (length + 1)) > 0:
-                length += 1
-            x, count = _push_raw(x, count, words, excess & ((1 << length) - 1), length)
-            x, count = _push_raw(x, count, words, length, 5)
-            x, count = _push_raw(x, count, words, side, 1)
-            a = last
-        start = _U(cumulative[table, a])
-        frequency = _U(cumulative[table, a + 1]) - start
-        if (x >> _U(40)) >= frequency:  # `_push`, without a function that takes an array
-            words[count] = np.uint32(x & _MASK32)
-            count += 1
-            x >>= _U(32)
-        x = ((x // frequency) << _U(24)) + x % frequency + start
-    while x > 0:
-        words[count] = np.uint32(x & _MASK32)
-        count += 1
-        x >>= _U(32)
-    return count, digest
-
-
-@njit(cache=True, nogil=True)
-def count_levels(levels, codes, next_state, shift, low, counts):
-    """Add the levels of one CTU to `counts` int64 (tables, width); column = level - low, clipped at both ends."""
-    s = 0
-    last = counts.shape[1] - 1
-    for i in range(levels.shape[0]):
-        k = np.int64(levels[i])
-        table = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
-        counts[table, min(max((k >> shift) - low, 0), last)] += 1
-        s = next_state[s, k & 1]
-
-
-@njit(cache=True, nogil=True)
-def rebuild_levels(levels, position, next_state, labelling, row_steps, column_steps, values):
-    """Write the values of a scan-ordered sequence of levels to `values` float32 (rows, columns), as the decoder rebuilds them.
-
-    position: index in the plane of each; row_steps, column_steps: float32 (rows,) and (columns,)."""
-    flat = values.reshape(-1)
-    columns = values.shape[1]
-    s = 0
-    spacing = 1 if next_state.shape[0] == 1 else 2
-    for i in range(levels.shape[0]):
-        k = np.int64(levels[i])
-        p = np.int64(position[i])
-        i_row = p // columns
-        flat[p] = _grid_value(k, s & 1, spacing, labelling) * row_steps[i_row] * column_steps[p - i_row * columns]
-        s = next_state[s, k & 1]
-
-
-@njit(cache=True, nogil=True)
-def replay_levels(levels, next_state, labelling, out):
-    """Values in steps of a scan-ordered sequence of levels: float32 (n,), exact integers."""
-    s = 0
-    spacing = 1 if next_state.shape[0] == 1 else 2
-    for i in range(levels.shape[0]):
-        k = np.int64(levels[i])
-        out[i] = _grid_value(k, s & 1, spacing, labelling)
-        s = next_state[s, k & 1]

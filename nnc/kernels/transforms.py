@@ -22,28 +22,32 @@ def transform_groups(plane, matrix, stride, out):
                     out[i, first + a * stride] = total
 
 
+# Columns are rows of an array here: what belongs together stands together, and the loops become vector operations.
+
+
 @njit(cache=True, nogil=True)
-def remove_memories(plane, labels, confidence, floor, out):
-    """out = plane - the predictions that `add_memories` would add if nothing were quantized, over the whole plane."""
-    rows, columns = plane.shape
+def remove_memories(columns, labels, confidence, floor, out):
+    """out = columns - the predictions that `add_memories` would add if nothing were quantized; float32 (columns, rows) both."""
+    number, rows = columns.shape
     last = 0
-    for j in range(columns):
+    for j in range(number):
         last = max(last, labels[j])
     memories = np.zeros((last + 1, rows), np.float32)
     seen = np.zeros(last + 1, np.int64)
-    for j in range(columns):
+    for j in range(number):
         label = labels[j]
-        memory = memories[label]
+        memory, column, rest, trust = memories[label], columns[j], out[j], confidence[j]
         seen[label] += 1
         part = max(np.float32(1) / np.float32(seen[label]), floor) if label > 0 else np.float32(0)
         for i in range(rows):
-            out[i, j] = plane[i, j] - confidence[j] * memory[i]
-            memory[i] += part * (plane[i, j] - memory[i])
+            rest[i] = column[i] - trust * memory[i]
+            memory[i] += part * (column[i] - memory[i])
 
 
 @njit(cache=True, nogil=True)
-def add_memories(plane, top, bottom, left, right, labels, confidence, floor):
-    """Add to the residuals in plane[top:bottom, left:right], float32, the predictions of their columns, from left to right.
+def add_memories(columns, top, bottom, left, right, labels, confidence, floor):
+    """Add to the residuals of a CTU, rows top..bottom and columns left..right of the plane whose columns are the rows of `columns`, float32,
+    their predictions, from left to right.
 
     labels: int16 (columns,), number of the memory of each, 0 for none; confidence: float32 (columns,); floor: float32, least part of a
     new column in its memory."""
@@ -56,11 +60,10 @@ def add_memories(plane, top, bottom, left, right, labels, confidence, floor):
         label = labels[j]
         if label == 0:
             continue
-        memory = memories[label]
+        memory, column, trust = memories[label], columns[j, top:bottom], confidence[j]
         seen[label] += 1
         part = max(np.float32(1) / np.float32(seen[label]), floor)
-        trust = confidence[j]
-        for i in range(top, bottom):
-            value = plane[i, j] + trust * memory[i - top]
-            plane[i, j] = value
-            memory[i - top] += part * (value - memory[i - top])
+        for i in range(bottom - top):
+            value = column[i] + trust * memory[i]
+            column[i] = value
+            memory[i] += part * (value - memory[i])

@@ -41,13 +41,17 @@ class MemoryCodes:
 
     def residual(self, plane: np.ndarray) -> np.ndarray:
         """What would be coded of a float32 plane if nothing were quantized, in one CTU."""
-        out = np.empty_like(plane)
-        remove_memories(plane, self.labels, self.trust, self.floor, out)
-        return out
+        columns = np.ascontiguousarray(plane.T)
+        out = np.empty_like(columns)
+        remove_memories(columns, self.labels, self.trust, self.floor, out)
+        return np.ascontiguousarray(out.T)
 
-    def add(self, plane: np.ndarray, tile: tuple[int, int, int, int]) -> None:
-        """Turn the residuals of a CTU, float32, into values."""
-        add_memories(plane, *tile, self.labels, self.trust, self.floor)
+    def add(self, plane: np.ndarray, tiles: list[tuple[int, int, int, int]]) -> np.ndarray:
+        """Values, transposed: float32 (columns, rows), from the residuals of all CTUs, float32 (rows, columns)."""
+        columns = np.ascontiguousarray(plane.T)
+        for tile in tiles:
+            add_memories(columns, *tile, self.labels, self.trust, self.floor)
+        return columns
 
 
 def read_memory(limit: int, labels: np.ndarray, confidence: np.ndarray) -> MemoryCodes:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import InvalidArgument
-from ..kernels.streams import rebuild_levels
+from ..kernels.words import rebuild_levels
 from ..partition.grid import Grid
 from ..quantize.trellis import make_trellis
 from ..rdo import Gathered, Scales, Search, count, find_levels, gather

@@ -1,0 +1,123 @@
+"""Kernels of the encoder over the levels of a CTU: to words, to counts, and back to values as the decoder rebuilds them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .streams import _PRIME, _U, RAW_CHUNK, _grid_value
+
+_MASK32 = np.uint64(0xFFFFFFFF)
+
+
+@njit(cache=True, nogil=True)
+def _push(x, n, words, start, frequency):
+    if (x >> _U(40)) >= frequency:
+        words[n] = np.uint32(x & _MASK32)
+        n += 1
+        x >>= _U(32)
+    return ((x // frequency) << _U(24)) + x % frequency + start, n
+
+
+@njit(cache=True, nogil=True)
+def _push_raw(x, n, words, value, bits):
+    """Inverse of `_pop_raw`: the coder is a stack, so the least significant chunk goes first."""
+    tail = bits % RAW_CHUNK
+    while bits > 0:
+        chunk = tail if tail > 0 else RAW_CHUNK
+        tail = 0
+        frequency = _U(1) << _U(24 - chunk)
+        x, n = _push(x, n, words, _U(value & ((1 << chunk) - 1)) * frequency, frequency)
+        value >>= chunk
+        bits -= chunk
+    return x, n
+
+
+@njit(cache=True, nogil=True)
+def encode_tile(levels, codes, tables, next_state, shift, words):
+    """Encode one CTU.  levels: int32 (n,) in scan order; codes: uint8 (n,) scale index of each, never 0; words: uint32 scratch of
+    3 n + 4.
+
+    Returns (number of words, digest)."""
+    cumulative, hint, low, escape = tables
+    n = levels.shape[0]
+    which = np.empty(n, np.int32)
+    s = 0
+    digest = _U(0)
+    for i in range(n):
+        k = np.int64(levels[i])
+        which[i] = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
+        digest = (digest ^ _U(k)) * _PRIME
+        s = next_state[s, k & 1]
+    x = _U(0)
+    count = 0
+    for i in range(n - 1, -1, -1):
+        k = np.int64(levels[i])
+        table = which[i]
+        if shift > 0:
+            x, count = _push_raw(x, count, words, k & ((1 << shift) - 1), shift)
+            k >>= shift
+        a = k - low[table]
+        last = np.int64(escape[table])
+        if a < 0 or a >= last:
+            side = 1 if a < 0 else 0
+            excess = (-1 - a if side else a - last) + 1
+            length = 0
+            while (excess >> (length + 1)) > 0:
+                length += 1
+            x, count = _push_raw(x, count, words, excess & ((1 << length) - 1), length)
+            x, count = _push_raw(x, count, words, length, 5)
+            x, count = _push_raw(x, count, words, side, 1)
+            a = last
+        start = _U(cumulative[table, a])
+        frequency = _U(cumulative[table, a + 1]) - start
+        if (x >> _U(40)) >= frequency:  # `_push`, without a function that takes an array
+            words[count] = np.uint32(x & _MASK32)
+            count += 1
+            x >>= _U(32)
+        x = ((x // frequency) << _U(24)) + x % frequency + start
+    while x > 0:
+        words[count] = np.uint32(x & _MASK32)
+        count += 1
+        x >>= _U(32)
+    return count, digest
+
+
+@njit(cache=True, nogil=True)
+def count_levels(levels, codes, next_state, shift, low, counts):
+    """Add the levels of one CTU to `counts` int64 (tables, width); column = level - low, clipped at both ends."""
+    s = 0
+    last = counts.shape[1] - 1
+    for i in range(levels.shape[0]):
+        k = np.int64(levels[i])
+        table = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
+        counts[table, min(max((k >> shift) - low, 0), last)] += 1
+        s = next_state[s, k & 1]
+
+
+@njit(cache=True, nogil=True)
+def rebuild_levels(levels, position, next_state, labelling, row_steps, column_steps, values):
+    """Write the values of a scan-ordered sequence of levels to `values` float32 (rows, columns), as the decoder rebuilds them.
+
+    position: index in the plane of each; row_steps, column_steps: float32 (rows,) and (columns,)."""
+    flat = values.reshape(-1)
+    columns = values.shape[1]
+    s = 0
+    spacing = 1 if next_state.shape[0] == 1 else 2
+    for i in range(levels.shape[0]):
+        k = np.int64(levels[i])
+        p = np.int64(position[i])
+        i_row = p // columns
+        flat[p] = _grid_value(k, s & 1, spacing, labelling) * row_steps[i_row] * column_steps[p - i_row * columns]
+        s = next_state[s, k & 1]
+
+
+@njit(cache=True, nogil=True)
+def replay_levels(levels, next_state, labelling, out):
+    """Values in steps of a scan-ordered sequence of levels: float32 (n,), exact integers."""
+    s = 0
+    spacing = 1 if next_state.shape[0] == 1 else 2
+    for i in range(levels.shape[0]):
+        k = np.int64(levels[i])
+        out[i] = _grid_value(k, s & 1, spacing, labelling)
+        s = next_state[s, k & 1]
