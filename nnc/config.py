@@ -157,7 +157,8 @@ class Config:
     @property
     def chosen_tools(self) -> frozenset[str]:
         """Tools that may be used; none that change the basis where one absolute step is asked for, as that bounds the error of each weight."""
-        sets = {"default": [name for name, pays in TOOLS.items() if pays], "all": list(TOOLS), "none": []}
+        default = [name for name, pays in TOOLS.items() if pays and not (name == "memory" and self.effort == "fast")]
+        sets = {"default": default, "all": list(TOOLS), "none": []}
         names = sets.get(self.tools) if isinstance(self.tools, str) else None
         if names is None:
             names = [name.strip() for name in self.tools.split(",")] if isinstance(self.tools, str) else [None]

@@ -239,13 +239,12 @@ def _encode_plane(
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
     model, offset = first_model(bank), 0
-    rest = memory.residual(plane) if memory else plane
-    split = search.trees and deviates(rest, scales, grid_step)
+    split = search.trees and deviates(memory.residual(plane) if memory else plane, scales, grid_step)
     passes = search.passes + job.fed  # the weights that feedback leaves are wider than those given
     number, final = 0, False
     while not final:
         bits = np.roll(level_bits(bank, model), -2 * offset, axis=0)
-        final, before, replaced, chosen = number >= passes - 1, scales, rest, None
+        final, before, replaced, chosen = number >= passes - 1, scales, plane, None
         if not closed:
             levels = list(
                 run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles)

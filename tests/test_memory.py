@@ -46,10 +46,10 @@ def memory_of(path) -> object:
 def test_autoregressive_rows_come_near_to_theory(tmp_path, correlation, theory, bits, down):
     """METHODS S14 (c) 5: within .4 dB at 3 bits and more, along the rows or down the columns, with all tools allowed."""
     weights = walk(400, 400, correlation)
-    found = gain(tmp_path, weights.T.copy() if down else weights, "default", bits=bits, effort="fast")
+    found = gain(tmp_path, weights.T.copy() if down else weights, "transform,memory", bits=bits, effort="fast")
     print(f"correlation {correlation}, {bits} bits: {found:.2f} dB (theory {theory})")
     assert found >= theory - 0.4
-    assert memory_of(tmp_path / "default.safetensors").limit == 0
+    assert memory_of(tmp_path / "transform,memory.safetensors").limit == 0
 
 
 def test_the_trellis_keeps_its_gain(tmp_path):
