@@ -86,8 +86,8 @@ class Bases:
 
 
 def choose_bases(planes: Iterable[tuple[str, tuple[int, ...], np.ndarray]]) -> Bases:
-    """From (name, shape, plane float32 (shape[0], rest)) of the tensors of a checkpoint that are to be coded, one after the other; what is no
-    kernel is passed over.  Kept meanwhile: one small matrix per tensor.
+    """From (name, shape, plane float32 (shape[0], rest)) of the tensors of a checkpoint that are to be coded, one after the other.
+    Kept meanwhile: one small matrix per tensor.
     """
     found = Bases()
     kernels: dict[tuple[int, ...], list[tuple[str, np.ndarray, int]]] = {}

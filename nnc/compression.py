@@ -145,6 +145,9 @@ def check_request(
         raise InvalidArgument(f"substitution {asked.substitution} needs calibration: give data or statistics, or leave it out")
     if asked.target[0] == "step" and calibrated:
         raise InvalidArgument("one step for all tensors leaves nothing to calibration: leave out step, or data and statistics")
+    if calibrated and asked.named_tools & {"codebook", "tiles"}:
+        tool = min(asked.named_tools & {"codebook", "tiles"})
+        raise InvalidArgument(f"tools {tool} knows no calibration: leave it out, or data and statistics")
     folder = destination.suffix != ".safetensors"
     if folder and destination.suffix in (".pt", ".pth", ".bin", ".th", ".nnc"):
         raise InvalidArgument(f"{destination}: a compressed checkpoint is a .safetensors file or a folder: choose such a name")

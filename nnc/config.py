@@ -135,7 +135,11 @@ class Config:
             raise InvalidArgument(
                 "labelling sign-symmetric needs more than one state: raise the effort or leave the labelling to auto"
             )
-        self.chosen_tools
+        barred = self.named_tools & {"transform", "tiles"} if self.target[0] == "step" else set()
+        if barred:
+            raise InvalidArgument(f"tools {min(barred)} spreads errors, step bounds each: leave one of the two out")
+        if "memory" in self.named_tools and self.substitution == "gradient":
+            raise InvalidArgument("tools memory does not go with substitution gradient: leave one of the two out")
         if self.substitution not in SUBSTITUTIONS:
             raise InvalidArgument(f"substitution {self.substitution!r}: must be one of {', '.join(SUBSTITUTIONS)}")
         if self.labelling not in ("auto", *LABELLINGS.values()):
@@ -155,8 +159,18 @@ class Config:
         return self.step is None
 
     @property
+    def named_tools(self) -> frozenset[str]:
+        """Tools that were asked for by their names, not as one of a set."""
+        return self.asked_tools if self.tools not in ("default", "all", "none") else frozenset()
+
+    @property
     def chosen_tools(self) -> frozenset[str]:
         """Tools that may be used; none that change the basis where one absolute step is asked for, as that bounds the error of each weight."""
+        return self.asked_tools - ({"transform", "tiles"} if self.target[0] == "step" else set())
+
+    @property
+    def asked_tools(self) -> frozenset[str]:
+        """Tools that were asked for, whether they go with the target or not."""
         default = [name for name, pays in TOOLS.items() if pays and not (name == "memory" and self.effort == "fast")]
         sets = {"default": default, "all": list(TOOLS), "none": []}
         names = sets.get(self.tools) if isinstance(self.tools, str) else None
@@ -165,7 +179,7 @@ class Config:
         unknown = [name for name in names if name not in TOOLS]
         if unknown:
             raise InvalidArgument(f"tools {self.tools!r}: must be {', '.join(sets)}, or some of {', '.join(TOOLS)} with commas between")
-        return frozenset(names) - ({"transform", "tiles"} if self.target[0] == "step" else set())
+        return frozenset(names)
 
     @property
     def chosen_effort(self) -> Effort:

@@ -68,7 +68,7 @@ def choose_memory(plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.
 def _model_bits(columns: np.ndarray, distortion: np.ndarray) -> float:
     """Bits (and distortion, in bits) of columns whose variances are products of those of the columns and of those of their entries; distortion: of each column."""
     powers = measure_powers(columns)
-    return model_bits(powers.rows / distortion, powers.columns, 1.0)
+    return model_bits(powers.rows / distortion, powers.columns)
 
 
 def _units(columns: np.ndarray) -> np.ndarray:

@@ -116,4 +116,12 @@ def test_tools_are_named_or_refused(tmp_path):
     for tools in ("other", "memory,other", "", 3):
         with pytest.raises(nnc.InvalidArgument, match="tools"):
             nnc.compress(weights, tmp_path / "a.safetensors", tools=tools)
+    for tools, others, said in (
+        ("memory,transform", {"step": 0.1}, "transform"),
+        ("tiles", {"step": 0.1}, "tiles"),
+        ("memory", {"substitution": "gradient"}, "memory"),
+        ("codebook", {"data": [torch.ones(2, 20)]}, "codebook"),
+    ):
+        with pytest.raises(nnc.InvalidArgument, match=f"tools {said}"):
+            nnc.compress(torch.nn.Linear(20, 20), tmp_path / "a.safetensors", tools=tools, **others)
     nnc.compress(weights, tmp_path / "a.safetensors", tools="memory, transform")

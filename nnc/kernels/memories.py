@@ -145,13 +145,13 @@ def follow_memories(columns, labels, floor, free, distortion, steps, common, con
 
 
 @njit(cache=True, nogil=True)
-def model_bits(rows, columns, scale):
-    """Sum of the costs (`_cost`) of the variances rows[i] * columns[j] * scale."""
+def model_bits(rows, columns):
+    """Sum of the costs (`_cost`) of the variances rows[i] * columns[j]."""
     total = 0.0
     for i in range(len(rows)):
         product = 1.0
         for j in range(len(columns)):
-            variance = rows[i] * columns[j] * scale
+            variance = rows[i] * columns[j]
             total += _NAT * min(variance, 1.0)
             product *= max(variance, 1.0)
             if product > 1e200:
