@@ -15,23 +15,28 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 import torch
 from torch import nn
 
 from .checkpoint import Origin, open_checkpoint
+from .coded import CodedTensor
 from .coder import checksum
 from .container import (
     INDEX_NAME,
     Container,
+    entry_dtype,
     is_compressed,
     open_file,
     read_index,
     shard_paths,
 )
-from .decoder import ReferenceReader, decode_unit
+from .decoder import ReferenceReader, decode_unit, start_record
 from .entropy.explicit import ModelBank
 from .errors import Corruption, InvalidArgument
+from .reading import Place, check_parts, read_rows
+from .selection import Rows, TensorSlice, select_rows
 from .unit import Record
 
 MAX_CHAIN = 64  # compressed checkpoints, each the reference of the one before
@@ -43,8 +48,17 @@ ReferenceSource = str | os.PathLike | nn.Module | Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Archive:
-    """An open compressed checkpoint: its files and the threads that decode.  path: as it was named; given: its reference, None to
-    look beside it; not opened if it is not needed; chain: the compressed checkpoints that this one is a reference for."""
+    """An open compressed checkpoint, of which single tensors and rows are read: nothing else is decoded, nor fetched.
+
+        with nnc.open("small/") as archive:
+            archive.keys()
+            weight = archive.tensor("lm_head.weight")
+            rows = archive.tensor("embed.weight", rows=[17, 5, 17])     # or a number, a slice, a range
+            part = archive.get_slice("embed.weight")[100:200]           # the same as with safetensors
+
+    Any number of threads may read at once.  path: as it was named; pool: threads that decode, owned: which end with it; given: its reference, None to look beside
+    it, not opened if it is not needed; chain: the compressed checkpoints that this one is a reference for.
+    """
 
     files: tuple[Container, ...]
     pool: Executor | None
@@ -52,12 +66,20 @@ class Archive:
     path: Path
     given: ReferenceSource | ReferenceReader | None = None
     chain: tuple[Path, ...] = ()
+    owned: bool = False
     _kept: dict[str, list] = field(default_factory=dict)  # readings to come, tensor
-    _lock: Lock = field(default_factory=Lock)
+    _sides: dict[str, CodedTensor] = field(
+        default_factory=dict
+    )  # of tensors of which rows were read: some bytes per row and column
 
     @property
     def origin(self) -> Origin:
         return Origin.from_json(self.files[0].directory.origin)
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Differs between checkpoints."""
+        return tuple(file.identity for file in self.files)
 
     @property
     def hint(self) -> str | None:
@@ -81,11 +103,82 @@ class Archive:
             )
         return open_reference(beside, self.chain + (self.path.resolve(),))
 
+    def keys(self) -> list[str]:
+        """Names of all tensors, in the order of the checkpoint."""
+        return [record.name for record in self.records]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sources
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files; a file object that was passed in stays open."""
+        for file in self.files:
+            file.storage.close()
+        if self.owned and self.pool:
+            self.pool.shutdown()
+
+    def record(self, name: str) -> Record:
+        """How a tensor is stored, an alias as what it stands for; InvalidArgument if there is none of that name."""
+        if name not in self.sources:
+            raise InvalidArgument(f"{self.path}: no tensor {name!r} in this file")
+        return self._places[self.sources[name]].record
+
+    def tensor(self, name: str, rows: Rows | None = None) -> torch.Tensor:
+        """One tensor in its own shape and dtype, or rows of it along the first axis (a single number: without that axis).
+
+        Rows of a coded tensor are decoded with the CTUs that they lie in, those of a tensor that was stored as it is are read alone, of any
+        other the tensor is decoded whole.  InvalidArgument for a name or row that does not exist, Corruption if the bytes are damaged.
+        """
+        record = self.record(name)
+        if rows is None:
+            return self.read(name) if record.referenced else self._decode_alone(record)
+        chosen = select_rows(name, rows, record.shape)
+        found = None
+        if len(chosen.numbers) and record.elements:
+            found = read_rows(self._places[record.name], chosen, self._sides, self.pool)
+        if found is None:
+            whole = self.tensor(name) if len(chosen.numbers) else torch.empty((0, *record.shape[1:]), dtype=record.dtype)
+            found = whole[torch.from_numpy(chosen.numbers)]
+        return found[0] if chosen.single else found
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A tensor that is read when it is indexed, with the interface of safetensors."""
+        record = self.record(name)
+        dtype = entry_dtype(record.dtype) or str(record.dtype).removeprefix("torch.")
+        return TensorSlice(record.shape, dtype, lambda rows: self.tensor(name, rows))
+
+    def _decode_alone(self, record: Record) -> torch.Tensor:
+        """A tensor without the others of its unit, whose bytes are checked all the same."""
+        place = self._places[record.name]
+        data = place.file.read_unit(place.index)
+        directory = place.file.directory
+        if checksum(data) != directory.units[place.index].checksum:
+            raise Corruption(f"unit of {record.name!r}: checksum differs: the file is damaged")
+        part = memoryview(data)[place.at : place.at + record.stored]
+        return start_record(record, part, directory.bank, self.pool, (), directory.matrices)(None)[0]
+
+    def check_parts(self, name: str) -> None:
+        """Corruption if the checksums of the parts of a tensor do not hold, which only readers of rows use."""
+        check_parts(self._places[self.record(name).name])
+
     def read(self, name: str) -> torch.Tensor:
-        """One tensor.  The others of its unit are kept until they are read, so that reading all, in any order, decodes each unit once:
+        """One tensor, once.  The others of its unit are kept until they are read, so that reading all, in any order, decodes each unit once:
         else a chain would take twice the time with every member."""
         source = self.sources[name]
-        with self._lock:
+        place = self._places[source]
+        with self._locks[id(place.file), place.index]:
             if source not in self._kept:
                 for other, tensor in self._unit_of(source):
                     self._kept[other] = [self._readers[other], tensor]
@@ -96,43 +189,54 @@ class Archive:
             return tensor
 
     @cached_property
+    def _locks(self) -> dict[tuple[int, int], Lock]:
+        """One for every unit."""
+        return {(id(file), index): Lock() for file in self.files for index in range(len(file.directory.units))}
+
+    @cached_property
     def _readers(self) -> Counter:
         """How many names a stored tensor has."""
         return Counter(self.sources.values())
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Container, int, tuple[Record, ...]]]:
-        """File, number and records of the unit of every tensor that is not an alias."""
-        return {
-            record.name: (file, index, records)
-            for file in self.files
-            for index, records in enumerate(file.unit_records())
-            for record in records
-            if record.kind != "alias"
-        }
+    def _places(self) -> dict[str, Place]:
+        """Of every tensor that is not an alias."""
+        places = {}
+        for file in self.files:
+            for index, records in enumerate(file.unit_records()):
+                at = 0
+                for record in records:
+                    if record.kind != "alias":
+                        places[record.name] = Place(file, index, records, record, at)
+                        at += record.stored
+        return places
 
     def _unit_of(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-        file, index, records = self._places[name]
-        return _finish([record for record in records if record.kind != "alias"], self._start(file, index, records))
+        place = self._places[name]
+        own = [record for record in place.records if record.kind != "alias"]
+        return _finish(own, self._start(place.file, place.index, place.records))
 
     def read_stored(self, name: str) -> tuple[Record, bytes, ModelBank]:
         """A tensor as it is stored, an alias as what it stands for: its record, its bytes in the unit, the models of its file."""
-        file, index, records = self._places[self.sources[name]]
-        data, at = file.read_unit(index), 0
-        if checksum(data) != file.directory.units[index].checksum:
-            raise Corruption(f"unit of {records[0].name!r}: checksum differs: the file is damaged")
-        for record in records:
-            if record.name == self.sources[name]:
-                return record, data[at : at + record.stored], file.directory.bank
-            at += record.stored
-        raise InvalidArgument(f"no tensor {name!r}")
+        place = self._places[self.sources[name]]
+        data = place.file.read_unit(place.index)
+        if checksum(data) != place.file.directory.units[place.index].checksum:
+            raise Corruption(f"unit of {place.records[0].name!r}: checksum differs: the file is damaged")
+        return place.record, data[place.at : place.at + place.record.stored], place.file.directory.bank
 
     def _start(self, file: Container, index: int, records: tuple[Record, ...]):
         directory = file.directory
         reference = self.reference if directory.units[index].reference else None
         permutations = directory.reference.permutations if directory.reference else ()
         return decode_unit(
-            directory.units[index], records, file.read_unit(index), directory.bank, self.pool, reference, permutations, directory.matrices
+            directory.units[index],
+            records,
+            file.read_unit(index),
+            directory.bank,
+            self.pool,
+            reference,
+            permutations,
+            directory.matrices,
         )
 
     @cached_property
@@ -177,17 +281,42 @@ def open_compressed(
     path: str | os.PathLike, pool: Executor | None = None, reference: ReferenceSource | ReferenceReader | None = None
 ) -> Iterator[Archive]:
     """Open a file or folder written by `compress`; reference: what it is a difference to, default: as its hint says."""
-    yield open_archive(path, pool, reference)
+    with open_archive(path, pool, reference) as archive:
+        yield archive
 
 
 def open_archive(
-    path: str | os.PathLike,
+    path: str | os.PathLike | BinaryIO,
     pool: Executor | None = None,
     reference: ReferenceSource | ReferenceReader | None = None,
     chain: tuple[Path, ...] = (),
 ) -> Archive:
-    """The same as a value, which holds nothing that must be closed."""
-    files = tuple(sorted((open_file(shard) for shard in shard_paths(path)), key=lambda file: file.directory.shard.index))
+    """The same as a value, a context manager; path: also a seekable binary object, which holds one file."""
+    if not isinstance(path, (str, os.PathLike)):
+        file = open_file(path)
+        if file.directory.shard.count > 1:
+            raise InvalidArgument(f"{file.path}: one of {file.directory.shard.count} shards: open the folder that holds all")
+        return Archive((file,), pool, file.directory.records, file.path, reference, chain)
+    opened: list[Container] = []
+    try:
+        for shard in shard_paths(path):
+            opened.append(open_file(shard))
+        return _join_files(path, opened, pool, reference, chain)
+    except BaseException:
+        for file in opened:
+            file.storage.close()
+        raise
+
+
+def _join_files(
+    path: str | os.PathLike,
+    opened: list[Container],
+    pool: Executor | None,
+    reference: ReferenceSource | ReferenceReader | None,
+    chain: tuple[Path, ...],
+) -> Archive:
+    """The files of one checkpoint; Corruption if they are of several."""
+    files = tuple(sorted(opened, key=lambda file: file.directory.shard.index))
     first = files[0].directory.shard
     if [file.directory.shard for file in files] != [replace(first, index=number) for number in range(first.count)]:
         raise Corruption(

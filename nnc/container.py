@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from zlib import compress, decompressobj, error
 
 import torch
@@ -22,6 +23,7 @@ import torch
 from .coder import checksum
 from .directory import MAX_DIRECTORY, MAX_EXPANSION, MIN_EXPANSION, Directory, Unit
 from .errors import Corruption, InvalidArgument, Unsupported
+from .storage import Storage, open_storage
 from .unit import Record
 
 VERSION = 1
@@ -30,6 +32,7 @@ FILE_NAME = "model.nnc.safetensors"
 INDEX_NAME = "model.nnc.safetensors.index.json"
 OWN_ENTRY = 1 << 14  # units of at least this many bytes get an entry of their own
 MAX_HEADER = 100_000_000
+AHEAD = 1 << 12  # bytes of a file that are read at once when it is opened
 MIN_INFLATED, MAX_INFLATED = 1 << 16, 128  # a directory inflates to at most this many bytes, plus this many per packed byte
 _PREAMBLE = struct.Struct("<III")  # deflated length, raw length, CRC-32 of the deflated bytes
 _NAMES = {
@@ -103,19 +106,24 @@ def _first_records(directory: Directory, units: list[bytes]) -> Iterator[tuple[R
 
 @dataclass(frozen=True)
 class Container:
-    """One open file: its directory and where each unit lies (absolute offset, length)."""
+    """One open file: its directory and where each unit lies (absolute offset, length); identity: checksum of the directory, which holds
+    those of all units."""
 
     path: Path
     directory: Directory
     places: tuple[tuple[int, int], ...]
     size: int
     overhead: int
+    storage: Storage
+    identity: int
 
     def read_unit(self, index: int) -> bytes:
-        offset, length = self.places[index]
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            data = file.read(length)
+        return self.read_part(index, 0, self.places[index][1])
+
+    def read_part(self, index: int, at: int, length: int) -> bytes:
+        """Bytes of a unit from its byte `at`."""
+        offset = self.places[index][0] + at
+        data = self.storage.read(offset, length)
         if len(data) != length:
             raise Corruption(f"{self.path}: truncated at byte {offset + len(data)}: fetch the file again")
         return data
@@ -129,33 +137,41 @@ class Container:
         return parts
 
 
-def open_file(path: Path) -> Container:
-    """Read and check the header and the directory of one file."""
+def open_file(source: str | os.PathLike | BinaryIO) -> Container:
+    """Read and check the header and the directory of one file: of a path, or of a seekable binary object."""
+    storage = open_storage(source)
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            if len(head) < 8:
-                raise Corruption(f"{path}: {size} bytes are too few for a header: the file is truncated")
-            length = struct.unpack("<Q", head)[0]
-            if length > min(MAX_HEADER, size - 8):
-                raise Corruption(
-                    f"{path}: header of {length} bytes in a file of {size}: not a safetensors file, or a damaged one"
-                )
-            entries = _parse_header(path, file.read(length), size - 8 - length)
-            start = 8 + length
-            offset, end = entries[ENTRY][2]
-            body = file.seek(start + offset) and file.read(min(end - offset, _PREAMBLE.size))
-            if len(body) < _PREAMBLE.size:
-                raise Corruption(f"{path}: entry {ENTRY!r} of {end - offset} bytes is too short: the file is damaged")
-            packed, raw, crc = _PREAMBLE.unpack(body)
-            if packed > end - offset - _PREAMBLE.size or raw > min(MAX_DIRECTORY, MIN_INFLATED + MAX_INFLATED * packed):
-                raise Corruption(
-                    f"{path}: directory of {packed} bytes, {raw} inflated, in an entry of {end - offset}: the file is damaged"
-                )
-            data = file.read(packed)
-    except OSError as problem:
-        raise InvalidArgument(f"{path}: {problem.strerror}") from None
+        return _read_container(storage, Path(storage.label))
+    except BaseException:
+        storage.close()
+        raise
+
+
+def _read_container(storage: Storage, path: Path) -> Container:
+    size = storage.size
+    head = storage.read(0, min(size, AHEAD))  # one read, where every read is a request
+    if len(head) < 8:
+        raise Corruption(f"{path}: {size} bytes are too few for a header: the file is truncated")
+    length = struct.unpack_from("<Q", head)[0]
+    if length > min(MAX_HEADER, size - 8):
+        raise Corruption(f"{path}: header of {length} bytes in a file of {size}: not a safetensors file, or a damaged one")
+
+    def read(offset: int, length: int) -> bytes:
+        known = head[offset : offset + length]
+        return known if len(known) == length else known + storage.read(offset + len(known), length - len(known))
+
+    entries = _parse_header(path, read(8, length), size - 8 - length)
+    start = 8 + length
+    offset, end = entries[ENTRY][2]
+    body = read(start + offset, min(end - offset, _PREAMBLE.size))
+    if len(body) < _PREAMBLE.size:
+        raise Corruption(f"{path}: entry {ENTRY!r} of {end - offset} bytes is too short: the file is damaged")
+    packed, raw, crc = _PREAMBLE.unpack(body)
+    if packed > end - offset - _PREAMBLE.size or raw > min(MAX_DIRECTORY, MIN_INFLATED + MAX_INFLATED * packed):
+        raise Corruption(
+            f"{path}: directory of {packed} bytes, {raw} inflated, in an entry of {end - offset}: the file is damaged"
+        )
+    data = read(start + offset + _PREAMBLE.size, packed)
     if checksum(data) != crc:
         raise Corruption(f"{path}: checksum of the directory differs: the file is damaged")
     directory = Directory.read(_inflate(path, data, raw))
@@ -166,7 +182,7 @@ def open_file(path: Path) -> Container:
     if entries[ENTRY][:2] != ("U8", [end - offset]):
         raise Corruption(f"{path}: entry {ENTRY!r} is not of bytes: the file is damaged")
     places = _place_units(path, directory, entries, start, offset + _PREAMBLE.size + packed, end)
-    return Container(path, directory, places, size, start + _PREAMBLE.size + packed)
+    return Container(path, directory, places, size, start + _PREAMBLE.size + packed, storage, crc)
 
 
 def _inflate(path: Path, data: bytes, raw: int) -> bytes:

@@ -7,36 +7,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from zlib import decompressobj, error
 
 import numpy as np
 import torch
 
-from .coder import chain_digests, checksum, unpack_words
+from .coded import as_tensor, read_side
+from .coder import chain_digests, checksum
 from .directory import Unit
 from .entropy.explicit import ModelBank
-from .entropy.parametric import CLASSES
-from .entropy.scales import decode_codes, kernel_codes
-from .entropy.trees import decode_trees
 from .errors import Corruption, InvalidArgument
-from .fields import Permutations, Steps
-from .kernels.cells import decode_cells
-from .kernels.streams import decode_four, decode_tile
-from .partition.grid import Grid
-from .partition.planes import plane_shape
-from .prediction.memory import MemoryCodes, read_memory
-from .prediction.reference import CERTAIN, digest_tensor, digest_unit, predict
-from .quantize.logarithm import rebuild_powers
-from .quantize.steps import StepCodes, rebuild_steps
-from .quantize.trellis import LABELLINGS, make_trellis
+from .fields import Permutations
+from .prediction.reference import digest_tensor, digest_unit
 from .tiles.decode import decode_plane
-from .tools import NO_TOOLS, Matrices
-from .transform.matrices import apply_matrix
+from .tools import Matrices
 from .unit import CODED_DTYPES, DTYPES, Record
-
-BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
-LARGEST = float(np.finfo(np.float32).max)
-MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +79,7 @@ def decode_unit(
             if reference is None:
                 raise InvalidArgument(f"tensor {record.name!r} is a difference to a reference: name that")
             reference.check(record)
-        if record.kind == "coded":
-            jobs.append(_start_coded(record, part, bank, pool, permutations, matrices))
-        elif record.kind == "tiled":
-            jobs.append(_start_tiled(record, part, pool))
-        elif record.kind == "same":
-            jobs.append(lambda base: (base.clone(), []))
-        else:
-            jobs.append(_finished(record, part))
+        jobs.append(start_record(record, part, bank, pool, permutations, matrices))
 
     def wait() -> list[torch.Tensor]:
         bases = _read_reference(unit, records, reference)
@@ -111,6 +90,25 @@ def decode_unit(
         return [tensor for tensor, _ in results]
 
     return wait
+
+
+def start_record(
+    record: Record,
+    data: memoryview,
+    bank: ModelBank,
+    pool: Executor | None = None,
+    permutations: Permutations = (),
+    matrices: Matrices = (),
+) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
+    """Start to decode one tensor from its bytes; the returned function takes its counterpart in the reference, if it needs one, and
+    waits for the tensor and the digests of its streams."""
+    if record.kind == "coded":
+        return _start_coded(record, data, bank, pool, permutations, matrices)
+    if record.kind == "tiled":
+        return _start_tiled(record, data, pool)
+    if record.kind == "same":
+        return lambda base: (base.clone(), [])
+    return _finished(record, data)
 
 
 def _read_reference(unit: Unit, records: tuple[Record, ...], reference: ReferenceReader | None) -> list[torch.Tensor | None]:
@@ -173,137 +171,15 @@ def _start_coded(
     record: Record, data: memoryview, bank: ModelBank, pool: Executor | None, permutations: Permutations, matrices: Matrices
 ) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
     coding = record.coding
-    grid = coding.grid(record.shape)
-    # a transposed plane is laid out as the tensor is, so that the columns that are decoded one after the other are contiguous
-    plane = np.empty((grid.rows, grid.columns), np.float32, order="F" if coding.transposed else "C")
-    place, arrays, streams = 0, [], []
-    fields = [coding.rows, coding.columns, coding.row_steps.codes, coding.column_steps.codes]
-    numbers = [grid.rows, grid.columns, grid.rows, grid.columns]
-    if coding.prediction:
-        fields.append(coding.prediction.confidence)
-        numbers.append(plane_shape(record.shape, coding.split)[0])
-    if coding.tools.memory:
-        fields += [coding.tools.memory.labels, coding.tools.memory.confidence]
-        numbers += [grid.columns, grid.columns]
-    for codes, number in zip(fields, numbers):
-        arrays.append(decode_codes(codes.mode, codes.spread, bytes(data[place : place + codes.length]), number))
-        place += codes.length
-    if coding.prediction and not ((-CERTAIN <= arrays[4]) & (arrays[4] <= 0)).all():
-        raise Corruption(f"tensor {record.name!r}: a confidence is outside 0..1: the file is damaged")
-    memory = read_memory(coding.tools.memory.limit, *arrays[-2:]) if coding.tools.memory else None
-    cells = None
-    if coding.tools.tree:
-        cells = kernel_codes(decode_trees(bytes(data[place : place + coding.tools.tree.length]), coding.tools.tree.model, grid).T)
-        place += coding.tools.tree.length
-    codebook, outliers = coding.tools.codebook, coding.tools.outliers
-    parts = []
-    for tool in (outliers, codebook):
-        length = tool.length if tool else 0
-        parts.append(bytes(data[place : place + length]))
-        place += length
-    of_outliers, of_codebook = parts
-    for length in coding.streams:
-        streams.append(unpack_words(data[place : place + length]))
-        place += length
-    bounds = np.cumsum([0] + [len(words) for words in streams])
-    words = np.concatenate(streams)
-    digests = np.zeros(grid.count, np.uint64)
-    tables, trellis = bank.table_set(coding.model).arrays, make_trellis(coding.states)
-    logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
-    labelling, step = (0, 1.0) if logarithmic else (coding.labelling, coding.step)
-    rows, row_steps = _scales_and_steps(arrays[0], arrays[2], coding.row_steps, coding.base, step, coding.follow)
-    columns, column_steps = _scales_and_steps(arrays[1], arrays[3], coding.column_steps, 0, 1.0, False)
-    overflows = float(row_steps.max()) * max(1.0, float(column_steps.max())) * MAX_GRID > LARGEST
+    coded = read_side(record, bytes(data[: coding.side]), bank, matrices)
+    bounds = list(accumulate(coding.streams, initial=coding.side))
+    wait = coded.start(coded.whole, [data[begin:end] for begin, end in pairwise(bounds)], pool)
 
-    if codebook:  # the levels themselves, until all are there
-        centroids, of_points = codebook.read_centroids(of_codebook), row_steps
-        own = codebook.tables(of_codebook, coding.shift)
-        tables = own.arrays if own else tables
-        row_steps, overflows = np.ones(grid.rows, np.float32), False
-        rows = kernel_codes(arrays[0], coding.base)  # a row of larger steps has as many centroids as any other
-    common = (rows, columns, CLASSES, tables, trellis.next_state, coding.shift, labelling, row_steps, column_steps, plane)
+    def finish(base: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
+        decoded = wait()
+        return coded.finish(decoded, base, permutations), decoded.digests
 
-    def decode(group: list[int], tiles: list[tuple[int, int, int, int]]) -> bool:
-        if cells is not None or len(group) == 4:
-            number = len(group)
-            state, left_over, digest = np.zeros(number, np.uint64), np.zeros(number, np.int64), np.zeros(number, np.uint64)
-            top, bottom, left, right = tiles[0]
-            corners = np.array([(t[0], t[2]) for t in tiles], np.int64)
-            kernel, of_tree = (decode_four, ()) if cells is None else (decode_cells, (cells,))
-            kernel(
-                words,
-                bounds[group],
-                bounds[[g + 1 for g in group]],
-                np.ascontiguousarray(corners[:, 0]),
-                np.ascontiguousarray(corners[:, 1]),
-                bottom - top,
-                right - left,
-                *of_tree,
-                *common,
-                state,
-                left_over,
-                digest,
-            )
-            digests[group] = digest
-            return not state.any() and not left_over.any()
-        good = True
-        for g, tile in zip(group, tiles):
-            state, left_over, digests[g] = decode_tile(
-                words,
-                bounds[g],
-                bounds[g + 1],
-                *tile,
-                *common,
-            )
-            good &= state == 0 and left_over == 0
-        return good
-
-    tiles = grid.tiles()
-    groups = [(group, [tiles[g] for g in group]) for group in _lockstep_groups(grid)]
-    results = (
-        [pool.submit(decode, *group).result for group in groups]
-        if pool
-        else [lambda group=group: decode(*group) for group in groups]
-    )
-
-    def wait(base: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
-        if not all([result() for result in results]):
-            raise Corruption(f"tensor {record.name!r}: a stream does not end where it should: the file is damaged")
-        if overflows and not np.isfinite([plane.min(), plane.max()]).all():
-            raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
-        restored = rebuild_powers(plane, coding.step) if logarithmic else plane
-        if codebook:
-            restored = codebook.rebuild(plane, centroids, of_points)
-        if coding.tools != NO_TOOLS:
-            restored = _use_tools(record, restored, tiles, memory, matrices)
-        elif coding.transposed:
-            restored = np.ascontiguousarray(restored.T)
-        if base is not None:
-            restored = _add_prediction(record, restored, base, arrays[4], permutations)
-        values = _as_tensor(record, restored)
-        if outliers:
-            outliers.place(values, of_outliers)
-        return values, [int(d) for d in digests]
-
-    return wait
-
-
-def _use_tools(
-    record: Record, plane: np.ndarray, tiles: list[tuple[int, int, int, int]], memory: MemoryCodes | None, matrices: Matrices
-) -> np.ndarray:
-    """The plane (not transposed) with predictions of its columns and after its transform, float32."""
-    coding = record.coding
-    if memory:
-        turned = memory.add(plane, tiles)
-        plane = turned if coding.transposed else np.ascontiguousarray(turned.T)
-    elif coding.transposed:
-        plane = np.ascontiguousarray(plane.T)
-    if coding.tools.transform:
-        for matrix, stride in coding.tools.transform.steps:
-            plane = apply_matrix(plane, matrices[matrix], stride)
-    if not np.isfinite([plane.min(), plane.max()]).all():
-        raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
-    return plane
+    return finish
 
 
 def _start_tiled(
@@ -316,54 +192,7 @@ def _start_tiled(
             found = decode_plane(record.tiles, record.shape, data)
         except Corruption as problem:
             raise Corruption(f"tensor {record.name!r}: {problem}") from None
-        return _as_tensor(record, found.values), [found.digest]
+        return as_tensor(record, found.values), [found.digest]
 
     result = pool.submit(decode).result if pool else decode
     return lambda base: result()
-
-
-def _as_tensor(record: Record, values: np.ndarray) -> torch.Tensor:
-    """Values float32 in the shape and dtype of the record."""
-    tensor = torch.from_numpy(values).reshape(record.shape)
-    if record.dtype != torch.float32:  # a value next to the largest number must not become infinite
-        largest = torch.finfo(record.dtype).max
-        tensor = tensor.clamp_(-largest, largest).to(record.dtype)
-    return tensor
-
-
-def _add_prediction(
-    record: Record, plane: np.ndarray, base: torch.Tensor, confidence: np.ndarray, permutations: Permutations
-) -> np.ndarray:
-    """The plane (not transposed) with its prediction from the reference, float32."""
-    shape = plane_shape(record.shape, record.coding.split)
-    orders = record.coding.prediction.orders
-    rows, columns = (permutations[number - 1] if number else None for number in (orders.rows, orders.columns))
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = plane.reshape(shape) + predict(base.to(torch.float32).numpy().reshape(shape), rows, columns, confidence)
-    if not np.isfinite([values.min(), values.max()]).all():
-        raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
-    return values
-
-
-def _scales_and_steps(
-    scales: np.ndarray, codes: np.ndarray, steps: Steps, base: int, step: float, follow: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel codes (int16) and steps (float32) of an axis from its scale codes and step codes; Corruption if a step is beyond
-    float32.
-    """
-    number = len(scales)
-    indices, values = np.empty(number, np.int16), np.empty(number, np.float32)
-    for at in range(0, number, BLOCK):
-        block = slice(at, at + BLOCK)
-        of_block = StepCodes(codes[block], steps.unit)
-        values[block] = rebuild_steps(of_block, step, scales[block] if follow else None)
-        indices[block] = kernel_codes(scales[block], base - of_block.index)
-    return indices, values
-
-
-def _lockstep_groups(grid: Grid) -> list[list[int]]:
-    """CTU numbers in groups that decode together: four of one shape, or the rest."""
-    by_shape: dict[tuple[int, int], list[int]] = {}
-    for number, (top, bottom, left, right) in enumerate(grid.tiles()):
-        by_shape.setdefault((bottom - top, right - left), []).append(number)
-    return [numbers[i : i + 4] for numbers in by_shape.values() for i in range(0, len(numbers), 4)]

@@ -51,7 +51,7 @@ from .sensitivity import (
 from .splitting import Task, choose_trees, deviates, place, skipped_cells
 from .substitution import FrozenCodec, measure_loss, substitute
 from .tools import Memory, Tools, Transform, Tree
-from .unit import Coding, Record
+from .unit import Coding, Record, join_parts
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
 MAX_EMPTY = 1 << 22  # bytes of a tensor that may shrink to nothing; readers bound the tensors of a file by its size
@@ -350,7 +350,7 @@ def _encode_plane(
     content = checksum(tensor_bytes(final))
     reference = job.predicted.digest if job.predicted else b""
     side += job.outliers.data if job.outliers else b""
-    return EncodedTensor(record, b"".join((side, *streams)), digests, content, error, energy, loss, reference)
+    return EncodedTensor(record, join_parts(side, streams), digests, content, error, energy, loss, reference)
 
 
 def _name_tools(job: Job, codes: list[Codes], tree: Tree | None) -> Tools:

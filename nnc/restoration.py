@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from math import inf
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import nn
 
-from .archive import Archive, ReferenceSource, open_compressed
+from .archive import Archive, ReferenceSource, open_archive, open_compressed
 from .checkpoint import TensorSpec, check_destination, write_checkpoint
 from .container import INDEX_NAME, shard_paths
 from .errors import InvalidArgument
@@ -27,8 +29,23 @@ def _opened(path: str | os.PathLike, threads: int | None, reference: ReferenceSo
         yield archive
 
 
+def open(path: str | os.PathLike | BinaryIO, *, threads: int | None = None, reference: ReferenceSource | None = None) -> Archive:
+    """Open a compressed checkpoint to read single tensors, or rows of them, without the rest: see `Archive`.
+
+    path: file or folder, memory-mapped; or any binary object with `read` and `seek`, of which only the header, the directory and what is
+    asked for is read, so that a remote file need not be fetched.  threads, reference: as for `load`.
+    """
+    number = check_threads(threads)
+    pool = ThreadPoolExecutor(number) if number > 1 else None
+    return replace(open_archive(path, pool, reference), owned=True)
+
+
 def load(
-    path: str | os.PathLike, *, names: list[str] | None = None, threads: int | None = None, reference: ReferenceSource | None = None
+    path: str | os.PathLike,
+    *,
+    names: list[str] | None = None,
+    threads: int | None = None,
+    reference: ReferenceSource | None = None,
 ) -> dict[str, torch.Tensor]:
     """State dict of a compressed checkpoint: original names, shapes, dtypes; tied tensors share their memory.
 
@@ -61,28 +78,50 @@ def check_memory(path: str | os.PathLike, needed: int) -> None:
 
 
 def load_into(
-    model: nn.Module, path: str | os.PathLike, *, strict: bool = True, threads: int | None = None, reference: ReferenceSource | None = None
+    model: nn.Module,
+    path: str | os.PathLike,
+    *,
+    strict: bool = True,
+    threads: int | None = None,
+    reference: ReferenceSource | None = None,
 ) -> nn.Module:
     """Load a compressed checkpoint into a module (its parameters keep their dtype and device) and return the module.
 
     strict: every tensor of either side must be on the other one, but for the batch counters of old checkpoints, which torch does
     without too.  InvalidArgument names the first that is not.  reference: as for `load`.
     """
-    state = load(path, threads=threads, reference=reference)
-    own = model.state_dict()
-    expected = {name for name in own if name in state or not name.endswith("num_batches_tracked")}
-    if strict and (difference := sorted(state.keys() ^ expected)):
-        side = "the model" if difference[0] in state else str(path)
+    with _opened(path, threads, reference) as archive:
+        names = match_state(model, {record.name: record.shape for record in archive.records}, str(path), strict)
+    state = load(path, names=sorted(set(names.values())), threads=threads, reference=reference)
+    model.load_state_dict({name: state[stored] for name, stored in names.items()}, strict=False)
+    return model
+
+
+def match_state(model: nn.Module, shapes: dict[str, tuple[int, ...]], label: str, strict: bool = True) -> dict[str, str]:
+    """For every tensor of a module the one of a checkpoint that belongs there: of its own name, or of the name of another that it is tied
+    to.  shapes: of the checkpoint; label: its name in messages.
+
+    strict: every tensor of either side must be on the other one, but for the batch counters of old checkpoints, which torch does
+    without too.  InvalidArgument names the first that is not, or whose shape differs.
+    """
+    own = model.state_dict(keep_vars=True)
+    names = {name: name for name in own if name in shapes}
+    places = {id(own[name]): name for name in reversed(list(names))}
+    for name, tensor in own.items():
+        if name not in names and id(tensor) in places:  # files may hold tied tensors once
+            names[name] = places[id(tensor)]
+    expected = {name for name in own if name in names or not name.endswith("num_batches_tracked")}
+    if strict and (difference := sorted((shapes.keys() | names.keys()) ^ expected)):
+        side = "the model" if difference[0] in shapes else label
         raise InvalidArgument(
             f"{len(difference)} tensors differ, the first is {difference[0]!r}, not in {side}: pass strict=False to load the others"
         )
-    for name in state.keys() & own.keys():
-        if state[name].shape != own[name].shape:
+    for name, stored in names.items():
+        if shapes[stored] != tuple(own[name].shape):
             raise InvalidArgument(
-                f"tensor {name!r} has the shape {tuple(state[name].shape)} in {path}, {tuple(own[name].shape)} in the model"
+                f"tensor {stored!r} has the shape {shapes[stored]} in {label}, {tuple(own[name].shape)} in the model"
             )
-    model.load_state_dict(state, strict=False)
-    return model
+    return names
 
 
 def decompress(
@@ -148,13 +187,16 @@ def side_files(folder: Path) -> tuple[tuple[str, Path], ...]:
     )
 
 
-def verify(path: str | os.PathLike, *, threads: int | None = None, progress=None, reference: ReferenceSource | None = None) -> int:
+def verify(
+    path: str | os.PathLike, *, threads: int | None = None, progress=None, reference: ReferenceSource | None = None
+) -> int:
     """Decode everything and check all lengths, checksums and digests; returns the number of tensors.  Raises Corruption; reference:
     as for `load`."""
     with _opened(path, threads, reference) as archive:
         total, done = sum(record.nbytes for record in archive.records), 0
         for name, tensor in archive.tensors():
             done += tensor.nbytes
+            archive.check_parts(name)
             if progress:
                 progress(done, total, f"verify {name}")
         return len(archive.records)

@@ -8,7 +8,7 @@ says how to read its part:
     constant   one element, repeated
     alias      another tensor of the same file
     coded      row codes, column codes, row steps, column steps, confidences, those of the tools, then one ANS
-                 stream per CTU in raster order
+                 stream per CTU in raster order and, if there are several, a checksum of each of these parts
     same       the tensor of the same name in the reference
     tiled      scales, tables, weights of the predictor, then one ANS stream of all tiles
 
@@ -18,11 +18,13 @@ On disk a coded tensor that is a difference to a prediction has a kind of its ow
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 
+from .coder import checksum
 from .entropy.parametric import CLASSES
 from .errors import Corruption
 from .fields import MAX_BYTES, Codes, Lanes, Orders, Permutations, Prediction, Steps
@@ -204,8 +206,20 @@ class Coding:
         return sum(part.length for part in codes) + (self.prediction.confidence.length if self.prediction else 0) + of_tools
 
     @property
+    def checks(self) -> int:
+        """Bytes of the checksums of its parts, behind the streams; of one CTU there are none, since all of it is needed anyway."""
+        return 4 * (len(self.streams) + 1) if len(self.streams) > 1 else 0
+
+    @property
     def length(self) -> int:
-        return self.side + sum(self.streams)
+        return self.side + sum(self.streams) + self.checks
+
+
+def join_parts(side: bytes, streams: Sequence[bytes]) -> bytes:
+    """The bytes of a coded tensor: what stands before the streams, these, and checksums of both where there are several."""
+    parts = (side, *streams)
+    sums = [struct.pack("<I", checksum(part)) for part in parts] if len(streams) > 1 else []
+    return b"".join((*parts, *sums))
 
 
 @dataclass(frozen=True)

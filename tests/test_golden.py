@@ -24,7 +24,7 @@ from nnc.fields import Codes, Steps
 from nnc.kernels.words import encode_tile
 from nnc.partition.grid import Grid
 from nnc.quantize.trellis import make_trellis
-from nnc.unit import Coding, Record
+from nnc.unit import Coding, Record, join_parts
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_decoder as decoder  # noqa: E402
@@ -349,7 +349,7 @@ def coded_by_hand(chance: random.Random, logarithmic: bool = False) -> tuple[Rec
     coding = Coding(split, transposed, not logarithmic and chance.random() < 0.5, height, width, states, labelling, shift,
                     10.0 ** chance.uniform(-6, 3), 2, base, 0, *fields[:2], *moved, tuple(map(len, streams)))
     dtype = chance.choice([torch.float32, torch.float16, torch.bfloat16])
-    return (Record("w", dtype, shape, "coded", coding=coding), b"".join([data for _, _, data in parts] + streams),
+    return (Record("w", dtype, shape, "coded", coding=coding), join_parts(b"".join([data for _, _, data in parts]), streams),
             chain_digests(digests))
 
 

@@ -25,7 +25,7 @@ from ..quantize.trellis import make_trellis
 from ..rdo import LOW, WIDTH, level_bits
 from ..sensitivity import Sensitivity, short_step
 from ..tools import Tools
-from ..unit import Coding, Record
+from ..unit import Coding, Record, join_parts
 from .training import NONE, train
 
 MIDDLE = 17  # scale index of all levels where the codebook has tables of its own
@@ -262,7 +262,7 @@ def _write(
     final = final.to(tensor.dtype)
     if outliers:
         outliers.place(final)
-    whole = b"".join((side, outliers.data if outliers else b"", data, *streams))
+    whole = join_parts(b"".join((side, outliers.data if outliers else b"", data)), streams)
     entry = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     return EncodedTensor(entry, whole, tuple(digests), checksum(tensor_bytes(final)), error, energy, loss)
 

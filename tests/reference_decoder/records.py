@@ -74,6 +74,8 @@ class Coding:
     height: int
     width: int
     lengths: list[int]                                                 # of the streams
+    side: int = 0                                                      # bytes before the streams
+    parts_hold: bool = True                                            # whether the checks of the parts do, once it was decoded
 
 
 @dataclass
@@ -135,6 +137,8 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
         codes += [coding.tools.tree] if coding.tools.tree else []
         codes += [tool for tool in (coding.tools.outliers, coding.tools.codebook) if tool]
         record.stored = sum(c.length for c in codes) + sum(coding.lengths)
+        coding.side = record.stored - sum(coding.lengths)
+        record.stored += 4 * (len(coding.lengths) + 1) if len(coding.lengths) > 1 else 0
     elif kind == TILED:
         must(dtype <= 2 and record.elements >= 1, "a tiled tensor without elements or of another dtype")
         record.tiling = read_tiling(lanes, shape, read_codes)
