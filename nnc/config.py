@@ -21,6 +21,7 @@ TOOLS = {  # name: whether it pays on trained networks, so that it is among the 
     "tiles": False,
 }
 SUBSTITUTIONS = ("feedback", "gradient", "none")
+ACCESS = ("tensor", "rows")
 ACTIONS = ("exact", "skip", "finer", "coarser")
 DEFAULT_SNR = 25.0  # dB: about four bits per weight
 
@@ -93,7 +94,8 @@ class Config:
     sign-symmetric; substitution: with calibration, what is coded in place of the weights: feedback of errors, a gradient search after
     that (slow), or none; shard_bytes: of the files
     in a folder, default 5e9; lossless: keep every value, in place of a target; tools: that may be used where they pay, their names with commas between, or default,
-    all, none; rules: the last that matches a tensor counts.
+    all, none; access: "tensor", or "rows" for tables (embeddings) of
+    which single rows are read with few bytes, which then use no memory, outliers, codebook or tiles; rules: the last that matches a tensor counts.
     """
 
     bits: float | None = None
@@ -109,6 +111,7 @@ class Config:
     shard_bytes: int | None = None
     lossless: bool = False
     tools: str = "default"
+    access: str = "tensor"
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -142,6 +145,8 @@ class Config:
             raise InvalidArgument("tools memory does not go with substitution gradient: leave one of the two out")
         if self.substitution not in SUBSTITUTIONS:
             raise InvalidArgument(f"substitution {self.substitution!r}: must be one of {', '.join(SUBSTITUTIONS)}")
+        if self.access not in ACCESS:
+            raise InvalidArgument(f"access {self.access!r}: must be one of {', '.join(ACCESS)}")
         if self.labelling not in ("auto", *LABELLINGS.values()):
             raise InvalidArgument(f"labelling {self.labelling!r}: must be auto, plain or sign-symmetric")
 

@@ -28,11 +28,12 @@ class Predicted:
 @dataclass(frozen=True, eq=False)
 class Layout:
     """What is done to the plane of a tensor before it is coded.  basis: of its columns; memory: foretells columns, of the transposed plane if
-    `transposed`."""
+    `transposed`; strips: whether a row of the tensor shall lie in one CTU, so that it can be read alone."""
 
     basis: Basis | None = None
     memory: MemoryCodes | None = None
     transposed: bool = False
+    strips: bool = False
 
     def coefficients(self, plane: np.ndarray) -> np.ndarray:
         """In the basis, not transposed."""

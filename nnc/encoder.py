@@ -22,7 +22,7 @@ from .job import Job
 from .kernels.planes import error_and_energy
 from .kernels.words import encode_tile, rebuild_levels
 from .memories import refit_memory
-from .partition.grid import choose_grid
+from .partition.grid import choose_grid, choose_strips
 from .partition.planes import choose_split, plane_shape
 from .quantize.logarithm import RESOLUTION, logarithms, rebuild_powers
 from .quantize.steps import UNITS, StepCodes, rebuild_steps
@@ -235,7 +235,10 @@ def _encode_plane(
         return None
     memory = job.layout.memory
     closed = job.fed or memory is not None  # columns depend on those before
-    grid = choose_grid(*plane.shape, *((MEMORY_AREA,) if memory else ()))
+    if job.layout.strips:
+        grid = choose_strips(*plane.shape, job.transposed)
+    else:
+        grid = choose_grid(*plane.shape, *((MEMORY_AREA,) if memory else ()))
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
     model, offset = first_model(bank), 0

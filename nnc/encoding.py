@@ -104,7 +104,7 @@ class Encoding:
         if plan.remembered:
             other = encode(plan.remembered.layout, plan.remembered.sensitivity)
             best = min(best, other, key=lambda encoded: encoded.cost(price))
-        tools = self.asked.chosen_tools
+        tools = self.asked.chosen_tools if not plan.layout.strips else set()  # these join rows
         if tools & {"outliers", "codebook"}:
             base = predicted.plane if predicted else None
             plain = not plan.layout.basis and best.record.kind == "coded" and best.record.coding.tools == NO_TOOLS

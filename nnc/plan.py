@@ -35,6 +35,7 @@ from .unit import CODED_DTYPES, DTYPES, MAX_ELEMENTS, MAX_NAME
 from .workers import Workers
 
 NO_BASES = Bases()
+TABLE_ROWS = 4096
 SMALL = 128  # tensors of at most this many weights are treated like vectors: their bits do not matter
 
 
@@ -164,7 +165,8 @@ def _survey(
     if (powers.peaks == powers.peaks[0]).all() and (plane == plane[0, 0]).all():
         return key, Plan(spec, "exact")
     factor = rule.step_factor if rule else 1.0
-    layout = Layout(bases.chosen.get(spec.name))
+    match_less = alignment is None or alignment.predicted(spec.name) is None
+    layout = Layout(bases.chosen.get(spec.name), strips=asked.access == "rows" and match_less and is_table(spec.shape))
     original = _find_statistics(spec, plane.shape, statistics)
     found = layout.basis.statistics(original) if original and layout.basis else original
     sensitivity = _sensitivity(found, factor)
@@ -190,6 +192,11 @@ def _survey(
         sample = take_sample(rest, powers, factor, most, follow, rms)
     predicted = prediction is not None
     return key, replace(plan, treatment="coded", powers=powers, sample=sample, predicted=predicted, layout=layout)
+
+
+def is_table(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is one whose rows are looked up, or looks like one: many rows, much shorter than they are many."""
+    return len(shape) == 2 and shape[0] >= TABLE_ROWS and shape[0] >= 3 * shape[1]
 
 
 def survey_bases(checkpoint: Checkpoint, asked: Config, alignment: Alignment | None = None) -> Bases:
@@ -220,7 +227,7 @@ def _remember(
     sensitivity: Sensitivity | None,
 ) -> Remembered | None:
     """A layout with a memory that should pay.  original, found: statistics of the weights and of the plane, which is in the layout."""
-    if "memory" not in asked.chosen_tools or asked.substitution == "gradient":  # whose search knows no columns that depend on others
+    if layout.strips or "memory" not in asked.chosen_tools or asked.substitution == "gradient":  # whose search knows no columns that depend on others
         return None
     steps = None
     if sensitivity:

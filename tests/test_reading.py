@@ -129,6 +129,27 @@ def test_rows_read_fewer_bytes(file, full):
         assert archive.tensor("plain.weight", rows=[]).shape == (0, 400) and archive.files[0].storage.count == before
 
 
+@pytest.mark.parametrize("shape", [(4096, 24), (6000, 192), (20000, 7), (4099, 260)])
+def test_access_to_rows(tmp_path, shape):
+    """Tables are cut into strips of whole rows, and nothing that joins rows is used on them."""
+    state = {"table": alike(*shape), "matrix": weights(300, 400)}
+    sizes = {}
+    for access in ("tensor", "rows"):
+        nnc.compress(state, tmp_path / access, bits=4, access=access)
+        full = nnc.load(tmp_path / access)
+        sizes[access] = {tensor.name: tensor.bytes for tensor in nnc.inspect(tmp_path / access).tensors}
+        with nnc.open(tmp_path / access) as archive:
+            assert torch.equal(archive.tensor("table", rows=[5, shape[0] - 1, 5]), full["table"][[5, shape[0] - 1, 5]])
+            if access == "rows":
+                coding, storage = archive.record("table").coding, archive.files[0].storage
+                before = storage.count
+                archive.tensor("table", rows=shape[0] // 2)
+                largest = max(coding.streams)
+                assert storage.count - before <= largest and largest < 1.5 * 8 * max(4096, shape[1]) and not coding.tools.memory
+    with pytest.raises(InvalidArgument, match="access 'columns': must be one of tensor, rows"):
+        nnc.compress(state, tmp_path / "x", bits=4, access="columns")
+
+
 def test_slices_have_the_interface_of_safetensors(file, full, tmp_path):
     from safetensors import safe_open
 

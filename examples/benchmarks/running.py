@@ -93,18 +93,24 @@ def main(arguments: list[str] | None = None) -> int:
         dense = run(path, "dense", asked.threads)
         total, largest = dense["dense"], 30522 * 384 * 4
         modes = {"dense": dense} | {str(limit): run(path, str(limit), asked.threads) for limit in (0, total // 2, 2 * total)}
-        shares = [row_share(path, [row]) for row in range(5, 30522, 3000)]
+        note("compress for access to rows")
+        rows_path = Path(folder) / "rows.safetensors"
+        nnc.compress(source, rows_path, bits=asked.bits, access="rows")
+        modes["0, access rows"] = run(rows_path, "0", asked.threads)
+        rows_dense = run(rows_path, "dense", asked.threads)
+        some = range(5, 30522, 3000)
+        shares, default = (max(row_share(file, [row]) for row in some) for file in (rows_path, path))
     rows = [(mode, found["resident"] / 1e6, found["held"] / 1e6, 1e3 * found["seconds"], found["seconds"] / dense["seconds"],
-             str(found["digest"] == dense["digest"])) for mode, found in modes.items()]
+             str(found["digest"] == (rows_dense if "rows" in mode else dense)["digest"])) for mode, found in modes.items()]
     columns = (Column("cache"), Column("resident MB", ".1f"), Column("held MB", ".1f"), Column("ms per batch", ".1f"),
                Column("over dense", ".2f"), Column("equal"))
-    facts = Table("facts", (Column("file MB", ".2f"), Column("dense MB", ".2f"), Column("largest layer MB", ".2f"), Column("row % of file", ".3f")),
-                  ((size / 1e6, total / 1e6, largest / 1e6, max(shares)),))
+    facts = Table("facts", (Column("file MB", ".2f"), Column("dense MB", ".2f"), Column("largest layer MB", ".2f"), Column("row % of file", ".3f"),
+                            Column("with access rows", ".3f")), ((size / 1e6, total / 1e6, largest / 1e6, default, shares),))
     bounds = [Bound("runs whose outputs differ from the dense ones", sum(row[-1] != "True" for row in rows), 0),
               Bound("resident bytes without a cache over 1.1 files and the largest layer",
                     modes["0"]["resident"] / (1.1 * size + largest), 1.0),
               Bound("bytes held with a cache of half over the limit", modes[str(total // 2)]["held"] / (total // 2), 1.05),
-              Bound("per cent of the file that one row reads, at most", max(shares), 0.5)]
+              Bound("per cent of the file that one row reads, with access rows", shares, 0.5)]
     return finish([Table("running", columns, tuple(rows)), facts], bounds, asked.out, asked.check)
 
 

@@ -119,6 +119,11 @@ def add_encoding(parser: _ActionsContainer) -> None:
         "transform, memory, tree, outliers, codebook, tiles with commas between; README says what they are",
     )
     group.add_argument(
+        "--access",
+        metavar="UNIT",
+        help="what will be read at once: tensor (the default), or rows of tables such as embeddings, which makes files about 1%% larger",
+    )
+    group.add_argument(
         "--config", metavar="FILE", help="TOML file with options by name and [[rules]]; options of the command line win over it"
     )
     group.add_argument(
@@ -219,6 +224,7 @@ def encoding_of(arguments: Namespace) -> dict[str, Any]:
         "labelling": arguments.labelling,
         "lagrangian": arguments.lagrangian,
         "tools": arguments.tools,
+        "access": arguments.access,
         "config": arguments.config,
         "rules": tuple(arguments.rule),
     }
