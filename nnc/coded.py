@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 import torch
 
-from .coder import checksum, unpack_words
+from .coder import checksum, gather_words
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import decode_codes, kernel_codes
@@ -133,9 +133,7 @@ class CodedTensor:
         sides = (band.bottom - band.top, band.right - band.left)
         plane = torch.empty(sides[::-1] if coding.transposed else sides).numpy()
         plane = plane.T if coding.transposed else plane
-        arrays = [unpack_words(stream) for stream in streams]
-        bounds = np.cumsum([0] + [len(words) for words in arrays])
-        words = np.concatenate(arrays)
+        words, bounds = gather_words(streams)
         tables, trellis = self.bank.table_set(coding.model).arrays, make_trellis(coding.states)
         logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
         row_steps, column_steps = self.row_steps[down], self.column_steps[across]

@@ -30,7 +30,7 @@ from sources import minilm_or_random, read_state
 from tables import Bound, Column, Table, finish, make_parser, note
 
 import nnc
-from nnc import decoder
+from nnc import coded, decoder
 from nnc.archive import open_compressed
 from nnc.kernels.streams import decode_four
 
@@ -108,7 +108,7 @@ def measure_kernel(folder: Path, watch: Stopwatch, shape: tuple[int, int] = KERN
     def decode() -> torch.Tensor:
         return decoder.decode_unit(unit, records, data, file.directory.bank)()[0]
 
-    with mock.patch.object(decoder, "decode_four", wraps=decode_four) as kernel:  # what the kernel is called with
+    with mock.patch.object(coded, "decode_four", wraps=decode_four) as kernel:  # what the kernel is called with
         values = decode()
     calls = [call.args for call in kernel.call_args_list]
     if len(calls) * 4 != len(records[0].coding.streams):
