@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from .errors import Corruption, InsufficientData, InvalidArgument, NncError, Unsupported
 
 if TYPE_CHECKING:
-    from . import runtime
+    from . import lookup, runtime
     from .archive import Archive
     from .calibrated import CalibratedSummary, calibrate, compress
     from .calibration.statistics import Statistics
@@ -35,16 +35,16 @@ _MODULES = {"archive": ("Archive",), "calibrated": ("CalibratedSummary", "calibr
             "compression": ("Summary",), "config": ("Config", "Rule"), "evaluation": ("evaluate", "sweep"),
             "inspection": ("FileInfo", "TensorInfo", "inspect"), "restoration": ("decompress", "load", "load_into", "open", "verify"),
             "runs": ("RunSummary", "compress_run")}
+_PACKAGES = ("lookup", "runtime")  # public packages of their own
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-_SUBMODULES = ("runtime",)
 __all__ = ["Archive", "CalibratedSummary", "Config", "Corruption", "FileInfo", "InsufficientData", "InvalidArgument", "NncError", "Rule",
            "RunSummary", "Statistics", "Summary", "TensorInfo", "Unsupported", "calibrate", "compress", "compress_run", "decompress",
-           "evaluate", "inspect", "load", "load_into", "open", "runtime",
-           "sweep", "verify"]
+           "evaluate", "inspect", "load", "load_into", "lookup", "open",
+           "runtime", "sweep", "verify"]
 
 
 def __getattr__(name: str):
-    if name in _SUBMODULES:
+    if name in _PACKAGES:
         return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -54,4 +54,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME, *_SUBMODULES])
+    return sorted({*globals(), *_HOME, *_PACKAGES})

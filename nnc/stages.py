@@ -56,7 +56,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compression",),
     ("evaluation",),
     ("distillation", "sources"),
-    ("calibrated",),
+    ("calibrated", "lookup"),
     ("runs",),
     ("commands", "__init__"),
     ("__main__",),

@@ -57,7 +57,7 @@ def test_public_list():
     assert nnc.__all__ == sorted(nnc.__all__)
     assert nnc.__all__ == ["Archive", "CalibratedSummary", "Config", "Corruption", "FileInfo", "InsufficientData", "InvalidArgument", "NncError", "Rule",
                            "RunSummary", "Statistics", "Summary", "TensorInfo", "Unsupported", "calibrate", "compress", "compress_run", "decompress", "evaluate",
-                           "inspect", "load", "load_into", "open", "runtime", "sweep", "verify"]
+                           "inspect", "load", "load_into", "lookup", "open", "runtime", "sweep", "verify"]
     for name in nnc.__all__:
         assert getattr(nnc, name).__doc__, name
 
