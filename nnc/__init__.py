@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .errors import Corruption, InsufficientData, InvalidArgument, NncError, Unsupported
+from .huggingface.hook import install as _install
 
 if TYPE_CHECKING:
     from . import lookup, runtime
@@ -55,3 +56,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME, *_PACKAGES})
+
+
+_install()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log10
 
+from .checkpoint import Origin
 from .coder import chain_digests, checksum
 from .container import FILE_NAME, OWN_ENTRY, build_file
 from .directory import (
@@ -98,6 +99,7 @@ def assemble_files(
 
     An alias goes to the file of its target, so that every file is complete in itself.
     """
+    shown = _shown(encoded) if limit and Origin.from_json(origin).kind == "hf" else None
     shard_of: dict[str, int] = {}
     sizes = [0]
     for e in encoded:
@@ -112,7 +114,7 @@ def assemble_files(
         shards[shard_of[targets.get(e.record.name, e.record.name)]].append(e)
     identity = checksum(b"".join(e.content.to_bytes(4, "little") for e in encoded)) if len(shards) > 1 else 0
     files = tuple(
-        _build_parts(members, targets, bank, origin, Shard(number, len(shards), identity), reference, matrices)
+        _build_parts(members, targets, bank, origin, Shard(number, len(shards), identity), reference, matrices, shown)
         for number, members in enumerate(shards)
     )
     for file in files:
@@ -132,6 +134,7 @@ def _build_parts(
     shard: Shard,
     reference: ReferenceEntry | None,
     matrices: Matrices,
+    shown: str | None,
 ) -> FileParts:
     index = {e.record.name: number for number, e in enumerate(members)}
     records = tuple(
@@ -140,7 +143,7 @@ def _build_parts(
     groups: list[tuple[bool, list[EncodedTensor]]] = []
     size = large = 0
     for e in members:
-        if e.record.kind == "plain" or len(e.data) >= OWN_ENTRY:
+        if e.record.kind == "plain" or len(e.data) >= OWN_ENTRY or e.record.name == shown:
             groups.append((True, [e]))
         elif groups and not groups[-1][0] and size + len(e.data) <= BUNDLE and large + e.record.nbytes <= LARGE:
             groups[-1][1].append(e)
@@ -157,6 +160,13 @@ def _build_parts(
     used = reference if any(unit.reference for unit in units) else None
     turned = any(record.coding and record.coding.tools.transform for record in records)
     return FileParts(Directory(bank, origin, records, units, shard, used, matrices if turned else ()), data)
+
+
+def _shown(encoded: Sequence[EncodedTensor]) -> str | None:
+    """The tensor of a Hugging Face folder that gets an entry of its own however small it is: transformers without nnc would take a
+    file that has only the entry "nnc" for one without weights, and draw them at random; bytes in the place of a matrix it refuses."""
+    coded = [e for e in encoded if e.record.kind not in ("alias", "plain")]
+    return max(coded, key=lambda e: (len(e.record.shape) > 1, len(e.data), e.record.elements)).record.name if coded else None
 
 
 def _digest_reference(group: list[EncodedTensor]) -> bytes:

@@ -27,6 +27,8 @@ from .encoded import EncodedTensor, tensor_bytes
 from .encoding import Encoding, Progress
 from .errors import Corruption, InvalidArgument
 from .plan import plan_tensors, survey_bases
+from .pretrained_config import NAME as CONFIG_NAME
+from .pretrained_config import mark_config
 from .targets import meet_loss, meet_size, meet_snr
 from .tuning import Tuner, apply_tuning, decode_all
 from .workers import check_threads, open_workers
@@ -202,7 +204,10 @@ def _carry(checkpoint: Checkpoint, temporary: Path, written: list[Path]) -> None
         if any(Path(name) == Path(file.name) for file in written) or name in (FILE_NAME, INDEX_NAME):
             continue
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, temporary / name)
+        if name == CONFIG_NAME:
+            (temporary / name).write_bytes(mark_config(path.read_bytes()))
+        else:
+            shutil.copyfile(path, temporary / name)
 
 
 def _align(checkpoint: Checkpoint, reference: ReferenceSource | None, destination: Path, progress: Progress | None) -> Alignment | None:

@@ -3,8 +3,8 @@ their own.
 
 Standard tools can list it; nothing is pickled.  Every number of the header is checked before anything is allocated.  A compressed
 checkpoint is one such
-file, a folder with `model.nnc.safetensors`, or a folder of shards with `model.nnc.safetensors.index.json`; each shard is complete
-in itself.
+file, a folder with `model.safetensors`, or a folder of shards with `model.safetensors.index.json`, the names of Hugging Face; each
+shard is complete in itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .unit import Record
 
 VERSION = 1
 ENTRY = "nnc"
-FILE_NAME = "model.nnc.safetensors"
-INDEX_NAME = "model.nnc.safetensors.index.json"
+FILE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
 OWN_ENTRY = 1 << 14  # units of at least this many bytes get an entry of their own
 MAX_HEADER = 100_000_000
 AHEAD = 1 << 12  # bytes of a file that are read at once when it is opened
@@ -278,9 +278,12 @@ def shard_paths(path: str | os.PathLike) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InvalidArgument(f"{path}: no such file or folder")
-    if (path / INDEX_NAME).is_file():
+    single, sharded = (path / FILE_NAME).is_file(), (path / INDEX_NAME).is_file()
+    if single and sharded:
+        raise InvalidArgument(f"{path}: has {FILE_NAME} and {INDEX_NAME}, two checkpoints: remove the one that is not meant")
+    if sharded:
         return [path / name for name in sorted(set(read_index(path).values()))]
-    if (path / FILE_NAME).is_file():
+    if single:
         return [path / FILE_NAME]
     raise InvalidArgument(f"{path}: no {FILE_NAME} in this folder: not a folder written by nnc compress")
 
@@ -289,7 +292,7 @@ def is_compressed(path: str | os.PathLike) -> bool:
     """Whether `path` is (or is a folder with) a file written by nnc; looks at the header only."""
     path = Path(path)
     if path.is_dir():
-        return (path / FILE_NAME).is_file() or (path / INDEX_NAME).is_file()
+        return any(is_compressed(file) for file in _folder_files(path))
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -304,6 +307,17 @@ def is_compressed(path: str | os.PathLike) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(header, dict) and isinstance(header.get("__metadata__"), dict) and "nnc" in header["__metadata__"]
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    """What may hold the weights of a folder of either kind; an index that cannot be read names nothing, reading it says why."""
+    names = [FILE_NAME]
+    if (folder / INDEX_NAME).is_file():
+        try:
+            names += dict.fromkeys(json.loads((folder / INDEX_NAME).read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass
+    return [folder / name for name in names if isinstance(name, str) and os.path.isfile(folder / name)]
 
 
 def read_index(folder: Path) -> dict[str, str]:

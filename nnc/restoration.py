@@ -19,6 +19,8 @@ from .archive import Archive, ReferenceSource, open_archive, open_compressed
 from .checkpoint import TensorSpec, check_destination, write_checkpoint
 from .container import INDEX_NAME, shard_paths
 from .errors import InvalidArgument
+from .pretrained_config import NAME as CONFIG_NAME
+from .pretrained_config import clear_config
 from .workers import check_threads
 
 
@@ -177,13 +179,13 @@ def decompress(
         return write_checkpoint(destination, specs, read, archive.origin, side, overwrite=overwrite)
 
 
-def side_files(folder: Path) -> tuple[tuple[str, Path], ...]:
-    """Files of a compressed folder that are not its weights."""
+def side_files(folder: Path) -> tuple[tuple[str, Path | bytes], ...]:
+    """Files of a compressed folder that are not its weights, and config.json as it was."""
     weights = {INDEX_NAME, *(shard.name for shard in shard_paths(folder))}
     return tuple(
-        (str(file.relative_to(folder)), file)
+        (name, clear_config(file.read_bytes()) if name == CONFIG_NAME else file)
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and str(file.relative_to(folder)) not in weights
+        if file.is_file() and (name := str(file.relative_to(folder))) not in weights
     )
 
 

@@ -229,7 +229,7 @@ def test_hugging_face_folder_keeps_its_side_files(tmp_path):
         (source / name).write_text(json.dumps({"name": name}))
     summary, state = check_round_trip(source, tmp_path / "small", bits=4.0)
     assert {str(p.relative_to(tmp_path / "small")) for p in (tmp_path / "small").rglob("*") if p.is_file()} == {
-        "model.nnc.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json"}
+        "model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json"}
     nnc.decompress(tmp_path / "small", tmp_path / "back")
     assert (tmp_path / "back" / "1_Pooling" / "config.json").read_text() == (source / "1_Pooling/config.json").read_text()
     back = load_file(tmp_path / "back" / "model.safetensors")
@@ -240,7 +240,7 @@ def test_shards_are_complete_and_indexed(tmp_path):
     state = {f"w{i}": torch.randn(120, 120) for i in range(6)}
     state["twin"] = state["w0"]
     summary, back = check_round_trip(state, tmp_path / "small", bits=4.0, shard_bytes=16_000)
-    index = json.loads((tmp_path / "small" / "model.nnc.safetensors.index.json").read_text())
+    index = json.loads((tmp_path / "small" / "model.safetensors.index.json").read_text())
     shards = set(index["weight_map"].values())
     assert len(shards) == 3 and index["weight_map"].keys() == state.keys()
     assert index["weight_map"]["twin"] == index["weight_map"]["w0"]

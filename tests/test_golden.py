@@ -225,7 +225,7 @@ def test_shards_of_two_checkpoints_are_refused(shards, tmp_path):
     lambda names: names.pop("w3"), lambda names: names.update(w4=names["w0"]), lambda names: names.update(w0="../" + names["w0"]),
                                     lambda names: names.clear()])
 def test_an_index_that_does_not_match_is_refused(shards, change):
-    index = shards / "model.nnc.safetensors.index.json"
+    index = shards / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     change(content["weight_map"])
     index.write_text(json.dumps(content))

@@ -44,6 +44,8 @@ class SafetensorsFile:
                     self.metadata = tuple(sorted((file.metadata() or {}).items()))
             except SafetensorError as error:
                 raise Corruption(f"{path}: damaged or not a .safetensors file ({error})") from error
+            if "nnc" in dict(self.metadata):  # its entries are no tensors
+                raise InvalidArgument(f"{path} is compressed already: give the original, or what nnc decompress makes of it")
             with path.open("rb") as file:
                 length = struct.unpack("<Q", file.read(8))[0]
                 header = json.loads(file.read(length))

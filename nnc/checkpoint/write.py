@@ -19,7 +19,7 @@ from nnc.errors import Corruption, InsufficientData, InvalidArgument
 
 
 def write_checkpoint(destination: str | os.PathLike[str], specs: Sequence[TensorSpec], read: Callable[[str], Tensor],
-                     origin: Origin, side_files: Sequence[tuple[str, Path]] = (), max_shard_bytes: int = 5_000_000_000,
+                     origin: Origin, side_files: Sequence[tuple[str, Path | bytes]] = (), max_shard_bytes: int = 5_000_000_000,
                      overwrite: bool = False) -> list[Path]:
     """Write the tensors that `read(name)` returns; give back the paths of all files written.
 
@@ -27,7 +27,7 @@ def write_checkpoint(destination: str | os.PathLike[str], specs: Sequence[Tensor
     `model.safetensors`, or shards of at most `max_shard_bytes` bytes of data (one tensor may be more) with an index.
     Tied tensors are asked for under their first name only. A torch file gets the key and the plain entries of the origin
     and ties its tensors again; .safetensors gets the metadata of the origin ({"format": "pt"} if it has none) and a copy
-    under every name. Side files go into a folder only. .safetensors is streamed, one tensor in memory at a time.
+    under every name. Side files (a path, or the content) go into a folder only. .safetensors is streamed, one tensor in memory at a time.
 
     Errors: Corruption when `read` returns another dtype or shape than the spec says, or for an unsafe side file name;
     Unsupported for what the form cannot hold; InvalidArgument for specs that contradict each other, the destination and the
@@ -70,7 +70,10 @@ def write_checkpoint(destination: str | os.PathLike[str], specs: Sequence[Tensor
             (temporary / index).write_text(_index_text(shards))
         for name, path in carried.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, temporary / name)
+            if isinstance(path, bytes):
+                (temporary / name).write_bytes(path)
+            else:
+                shutil.copyfile(path, temporary / name)
     return [destination / name for name in (*written, *carried)]
 
 
@@ -111,11 +114,11 @@ def _index_text(shards: dict[str, list[TensorSpec]]) -> str:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
 
 
-def _check_side_files(side_files: Sequence[tuple[str, Path]], written: Sequence[str]) -> dict[str, Path]:
-    carried: dict[str, Path] = {}
+def _check_side_files(side_files: Sequence[tuple[str, Path | bytes]], written: Sequence[str]) -> dict[str, Path | bytes]:
+    carried: dict[str, Path | bytes] = {}
     for name, path in side_files:
         safe = check_side_name(name).as_posix()
         if safe in written or safe in carried:
             raise Corruption(f"side file {name!r} has the name of another file of the folder")
-        carried[safe] = Path(path)
+        carried[safe] = path if isinstance(path, bytes) else Path(path)
     return carried

@@ -1,6 +1,6 @@
 """Models and tokenizers of Hugging Face folders.
 
-The only file of this package that knows transformers.  It is imported when such a folder is met; what it would write to the
+The only file of `evaluation` that knows transformers.  It is imported when such a folder is met; what it would write to the
 terminal is held back, and nothing is ever fetched.
 """
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nnc.errors import InvalidArgument, Unsupported
+from nnc.huggingface.quiet import quiet
 
 SHOWN = 3  # keys that an error message names
 
@@ -105,24 +106,6 @@ def private_seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         yield
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines, progress bars or warnings of transformers inside; its settings are put back afterwards."""
-    log = importlib.import_module("transformers.utils.logging")
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.set_verbosity(log.CRITICAL)
-        if bars:
-            log.disable_progress_bar()
-        try:
-            yield
-        finally:
-            log.set_verbosity(level)
-            if bars:
-                log.enable_progress_bar()
 
 
 def _model_class(home: Path) -> tuple[Any, Any]:

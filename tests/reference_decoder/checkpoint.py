@@ -11,7 +11,7 @@ from .notation import DTYPES, Tensor, WrongReference, must
 from .records import ALIAS
 from .units import decode_unit, unit_bytes
 
-INDEX = "model.nnc.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 State = dict[str, Tensor]
 
 # ---- 3. References ---------------------------------------------------------------------------------------------------
@@ -110,10 +110,11 @@ def decode_checkpoint(checkpoint: Checkpoint) -> State:
     if not path.is_dir():
         return decode_file(path, checkpoint)
     if (path / INDEX).exists():
+        must(not (path / "model.safetensors").exists(), "a folder with two checkpoints")
         return decode_shards(path / INDEX, checkpoint)
-    if not (path / "model.nnc.safetensors").exists():
+    if not (path / "model.safetensors").exists():
         raise WrongReference(f"{path} holds no compressed checkpoint")
-    return decode_file(path / "model.nnc.safetensors", checkpoint)
+    return decode_file(path / "model.safetensors", checkpoint)
 
 
 def decode(path: str | Path, reference: State | str | Path | None = None) -> State:
