@@ -159,6 +159,8 @@ def _gain(covariance: np.ndarray, steps: list[tuple[np.ndarray, int]]) -> float:
         inverse = np.linalg.inv(matrix / UNIT)
         turned = _apply(np.ascontiguousarray(_apply(turned, inverse, stride).T), inverse, stride)
     distortion = DISTORTION * np.trace(covariance) / len(covariance)
+    if not distortion > 0:  # all weights are 0
+        return 0.0
     before, after = (np.log2(1 + np.maximum(np.diagonal(c), 0) / distortion).mean() for c in (covariance, turned))
     return float(before - after) / 2
 
