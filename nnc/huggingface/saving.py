@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from io import BufferedReader
 from pathlib import Path
@@ -32,9 +32,12 @@ REMEDY = "call model.dequantize() to save dense weights, which nnc compress comp
 class Ticket(dict):
     """Metadata of a file that is not written but copied: the files, open, so that they may be replaced meanwhile."""
 
-    def __init__(self, files: dict[str, BufferedReader], index: bytes | None) -> None:
+    def __init__(self, files: dict[str, BufferedReader], index: bytes | None, closing: ExitStack) -> None:
         super().__init__()
-        self._files, self._index = files, index
+        self._files, self._index, self._closing = files, index, closing
+
+    def __del__(self) -> None:  # transformers may fail before it writes
+        self._closing.close()
 
     def write_copies(self, destination: Path) -> None:
         """Write the file, or the shards and their index into its folder.  InvalidArgument for shards under another name."""
@@ -63,14 +66,15 @@ def make_ticket(model: Any, originals: tuple[Original, ...]) -> tuple[dict[str, 
     """State dict and metadata for `save_pretrained`.  Raises InvalidArgument if the files are gone or others, or the model has changed."""
     if not originals:
         raise InvalidArgument(f"the weights were given as a state dict, there are no compressed files to save: {REMEDY}")
-    files = {original.path.name: _open_again(original) for original in originals}
-    index = originals[0].path.parent / INDEX_NAME
-    try:
-        content = index.read_bytes() if len(files) > 1 else None
-    except OSError as problem:
-        raise InvalidArgument(f"{index}: {problem.strerror}, so the model cannot be saved as it was: {REMEDY}") from None
-    _check_unchanged(model, originals)
-    return {"ticket": torch.zeros(1, dtype=torch.uint8)}, Ticket(files, content)
+    with ExitStack() as opened:
+        files = {original.path.name: opened.enter_context(_open_again(original)) for original in originals}
+        index = originals[0].path.parent / INDEX_NAME
+        try:
+            content = index.read_bytes() if len(files) > 1 else None
+        except OSError as problem:
+            raise InvalidArgument(f"{index}: {problem.strerror}, so the model cannot be saved as it was: {REMEDY}") from None
+        _check_unchanged(model, originals)
+        return {"ticket": torch.zeros(1, dtype=torch.uint8)}, Ticket(files, content, opened.pop_all())
 
 
 def _open_again(original: Original) -> BufferedReader:
