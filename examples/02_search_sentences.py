@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
+import re
 import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import nnc  # from now on transformers reads compressed folders
@@ -103,15 +104,16 @@ def find_encoder() -> Path | None:
 
 def make_encoder(folder: Path) -> Path:
     """Random weights: words keep vectors of their own through the layers, so that what shares words is near."""
-    words = sorted({word.strip(".,?'") for text in SENTENCES + QUERIES for word in text.lower().replace("'", " ").split()} - {""})
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "'", "?", *words]))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
+    words = sorted({word for text in SENTENCES + QUERIES for word in re.findall("[a-z]+", text.lower())})
+    tokens = ["[PAD]", "[UNK]", *words]
+    tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[^a-z]+"), "removed")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     torch.manual_seed(0)
     shape = {"hidden_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 256}
-    model = BertModel(BertConfig(vocab_size=len(words) + 9, max_position_embeddings=64, **shape))
+    model = BertModel(BertConfig(vocab_size=len(tokens), max_position_embeddings=64, **shape))
     with torch.no_grad():
-        model.embeddings.word_embeddings.weight[:9] = 0  # punctuation is in every sentence
         model.embeddings.position_embeddings.weight.zero_()
         model.embeddings.token_type_embeddings.weight.zero_()
     model.save_pretrained(folder)
