@@ -81,7 +81,8 @@ class EncodedTensor:
     it decodes to.
 
     error, energy: sums of squared errors and of squared weights; loss: as predicted from calibration, None without; reference: digest of
-    what it takes from the reference, empty if nothing."""
+    what it takes from the reference, empty if nothing; saved: bits that a memory is reckoned to have saved at these steps, without
+    calibration."""
 
     record: Record
     data: bytes
@@ -91,6 +92,7 @@ class EncodedTensor:
     energy: float = 0.0
     loss: float | None = None
     reference: bytes = b""
+    saved: float = 0.0
 
     def cost(self, price: float | None) -> float:
         """What ways to code the same tensor are compared by: bits, and loss at `price` per bit; without a price half a bit per weight for an

@@ -12,7 +12,7 @@ import torch
 from .coder import checksum, pack_words
 from .directory import MAX_EXPANSION
 from .encoded import PLAIN, EncodedTensor, Layout, Outlying, Predicted, tensor_bytes
-from .entropy.explicit import ModelBank
+from .entropy.explicit import TABLES, ModelBank
 from .entropy.scales import OFF, encode_codes
 from .entropy.trees import encode_trees
 from .exact import encode_exact
@@ -20,7 +20,7 @@ from .feedback import find_levels_with_feedback
 from .fields import Codes, Orders, Prediction, Steps
 from .job import Job
 from .kernels.planes import error_and_energy
-from .kernels.words import encode_tile, rebuild_levels
+from .kernels.words import encode_tile, rebuild_tile
 from .memories import refit_memory
 from .partition.grid import choose_grid, choose_strips
 from .partition.planes import choose_split, plane_shape
@@ -28,10 +28,12 @@ from .quantize.logarithm import RESOLUTION, logarithms, rebuild_powers
 from .quantize.steps import UNITS, StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
 from .rdo import (
+    WIDTH,
     Powers,
     Scales,
     Search,
     choose_model,
+    codes_of,
     count,
     find_levels,
     first_model,
@@ -95,16 +97,17 @@ def encode_coded(
     plane = layout.coefficients(weights)
     step, steps = float(np.float32(step)), None
     if layout.memory:
-        plane = np.ascontiguousarray(plane.T) if layout.transposed else plane
+        plane = plane.T if layout.transposed else plane
         steps = following_steps(plane) if follow and layout.transposed else None
         follow = follow and not layout.transposed
     job = Job(plane, split, step, step, follow, steps, sensitivity, layout=layout, predicted=predicted, outliers=outliers)
     if outliers:
         powers = measure_powers(plane)
+    saved = 0.0
     if layout.memory:
-        job = _refit_memory(job, search)
+        job, saved = _refit_memory(job, search)
         powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane)))
-    return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
+    return replace(_or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool)), saved=saved)
 
 
 def encode_calibrated(
@@ -134,7 +137,7 @@ def encode_calibrated(
     plane = wanted if predicted is None else turn(layout.coefficients(_inliers(weights - predicted.plane, outliers)))
     chosen = (steps.rows, steps.columns)
     job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers)
-    job = _refit_memory(job, search) if layout.memory else job
+    job = _refit_memory(job, search)[0] if layout.memory else job
     powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane))
     return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
 
@@ -203,13 +206,13 @@ def encode_vector(
     return encode_fine(name, tensor, step, search, coarse, sensitivity, predicted)
 
 
-def _refit_memory(job: Job, search: Search) -> Job:
-    """The job with a memory for its steps; steps that follow scales are taken for equal ones."""
+def _refit_memory(job: Job, search: Search) -> tuple[Job, float]:
+    """The job with a memory for its steps, and the bits that it is reckoned to save; steps that follow scales are taken for equal ones."""
     rows, columns = job.steps or (StepCodes.even(len(job.plane)), StepCodes.even(job.plane.shape[1]))
     row_steps, column_steps = rebuild_steps(rows, job.grid_step), rebuild_steps(columns, 1.0)
     part = make_trellis(search.states).spacing ** 2 / 12
-    memory = refit_memory(job.layout.memory, job.plane, row_steps, column_steps, part)
-    return replace(job, layout=replace(job.layout, memory=memory))
+    memory, saved = refit_memory(job.layout.memory, job.plane, row_steps, column_steps, part)
+    return replace(job, layout=replace(job.layout, memory=memory)), saved
 
 
 def _encode_plane(
@@ -247,11 +250,18 @@ def _encode_plane(
     number, final = 0, False
     while not final:
         bits = np.roll(level_bits(bank, model), -2 * offset, axis=0)
-        final, before, replaced, chosen = number >= passes - 1, scales, plane, None
+        final, before, replaced, chosen, counts = number >= passes - 1, scales, plane, None, None
+
+        def search_tile(tile: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+            weights = gather(plane, tile, scales, grid_step)
+            found = find_levels(weights, bits, scales.shift, search)
+            return found, count(found, weights.codes, search.states, scales.shift)
+
         if not closed:
-            levels = list(
-                run(lambda tile: find_levels(gather(plane, tile, scales, grid_step), bits, scales.shift, search), tiles)
-            )
+            levels, counts = [], np.zeros((TABLES, WIDTH), np.int64)
+            for found, of_tile in run(search_tile, tiles):
+                levels.append(found)
+                counts += of_tile
         else:
             fed = job.sensitivity if job.fed else None
             levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, memory)
@@ -273,23 +283,26 @@ def _encode_plane(
             final = final and not (number == 0 and scales.trees)  # levels are to be found anew
 
         def count_tile(found: np.ndarray, tile: tuple[int, int, int, int]) -> np.ndarray:
-            return count(found, gather(plane, tile, scales, grid_step).codes, search.states, scales.shift)
+            return count(found, codes_of(tile, scales), search.states, scales.shift)
 
         if chosen is not None and not final:  # its skipped cells still have levels
             model, offset = chosen, 0
         elif not job.fed or final:
-            model, offset, _ = choose_model(sum(run(count_tile, levels, tiles)), bank, scales.offsets())
+            counts = counts if scales is before and counts is not None else sum(run(count_tile, levels, tiles))
+            model, offset, _ = choose_model(counts, bank, scales.offsets())
         number += 1
     scales = move(scales, offset)
     tables = bank.table_set(model).arrays
-    values = np.zeros(plane.shape, np.float32)
+    values = np.empty(plane.shape, np.float32, order="F" if memory else "C")  # what is foretold are columns
     labelling = 0 if search.labelling == LOGARITHMIC else search.labelling
 
     def encode(found: np.ndarray, tile: tuple[int, int, int, int]) -> tuple[bytes, int]:
-        weights = gather(plane, tile, scales, grid_step)
         words = np.empty(3 * len(found) + 4, np.uint32)
-        number, digest = encode_tile(found, weights.codes, tables, trellis.next_state, scales.shift, words)
-        rebuild_levels(found, weights.position, trellis.next_state, labelling, row_steps, column_steps, values)
+        number, digest = encode_tile(found, codes_of(tile, scales), tables, trellis.next_state, scales.shift, words)
+        codes = scales.kernel_rows, scales.kernel_columns, *scales.cells
+        rebuild_tile(found, *tile, *codes, trellis.next_state, labelling, row_steps, column_steps, values)
+        if memory:
+            memory.add(values, [tile])  # in place, as the order of memory is that of the columns
         return pack_words(words[:number]), int(digest)
 
     streams, digests = zip(*run(encode, levels, tiles))
@@ -307,12 +320,14 @@ def _encode_plane(
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
     if memory:
-        values = np.ascontiguousarray(memory.add(values, tiles).T)
+        values = np.ascontiguousarray(values) if plane.flags.c_contiguous else values
     if job.outliers:
         plane, values = job.outliers.account(plane, values, job.transposed)
-    error, energy = error_and_energy(plane, values)
+    error, energy = error_and_energy(plane, values) if plane.flags.c_contiguous else error_and_energy(plane.T, values.T)
     if job.predicted:
         energy = float(np.square(make_plane(tensor)[1], dtype=np.float64).sum())
+    if not np.isfinite(error):  # so some value is not
+        return None
     noise = count_noise(error, energy)
     coding = Coding(
         job.split,
@@ -335,16 +350,16 @@ def _encode_plane(
         _name_tools(job, codes[-2:], tree),
     )
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
-    if not np.isfinite(values).all():
-        return None
-    error_plane = (values - plane).T if job.sensitivity and job.sensitivity.transposed and not job.transposed else values - plane
-    loss = job.sensitivity.loss(error_plane) if job.sensitivity else None
+    loss = None
+    if job.sensitivity:
+        wrong = values - plane
+        loss = job.sensitivity.loss(wrong.T if job.sensitivity.transposed and not job.transposed else wrong)
     values = np.ascontiguousarray(values.T) if job.transposed else values
     if job.layout.basis:
         values = job.layout.basis.plane(values)
     if job.predicted:
         values = values + job.predicted.plane
-    if not np.isfinite(values).all():
+    if (job.layout.basis or job.predicted) and not np.isfinite(values).all():
         return None
     largest = torch.finfo(tensor.dtype).max
     final = torch.from_numpy(values if tensor.dtype == torch.float32 else np.clip(values, -largest, largest)).to(tensor.dtype)

@@ -19,6 +19,7 @@ from .encoder import encode_calibrated, encode_coded, encode_fine, encode_vector
 from .entropy.explicit import ModelBank
 from .entropy.parametric import SHAPES
 from .exact import encode_exact, encode_plain, encode_same
+from .memories import surely_saves
 from .plan import Plan
 from .quantize.trellis import LABELLINGS
 from .rdo import Search
@@ -100,10 +101,12 @@ class Encoding:
             how = step, search, bank, pool, self.asked.substitution, predicted, self.relief, layout, outliers
             return encode_calibrated(plan.name, tensor, sensitivity, *how)
 
-        best = encode(plan.layout, plan.sensitivity)
-        if plan.remembered:
-            other = encode(plan.remembered.layout, plan.remembered.sensitivity)
-            best = min(best, other, key=lambda encoded: encoded.cost(price))
+        other = plan.remembered and encode(plan.remembered.layout, plan.remembered.sensitivity)
+        if other and plan.remembered.layout.basis is plan.layout.basis and surely_saves(other.saved, plan.spec.numel):
+            best = other
+        else:
+            best = encode(plan.layout, plan.sensitivity)
+            best = min(best, other, key=lambda encoded: encoded.cost(price)) if other else best
         tools = self.asked.chosen_tools if not plan.layout.strips else set()  # these join rows
         if tools & {"outliers", "codebook"}:
             base = predicted.plane if predicted else None

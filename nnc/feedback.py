@@ -38,16 +38,19 @@ def find_levels_with_feedback(
     row_steps, column_steps = scales.row_steps(step), scales.column_steps()
     rows, columns = scales.kernel_rows, scales.kernel_columns
     cells, cut = scales.cells
-    replaced = np.empty(plane.shape, np.float32)
+    replaced = np.empty_like(plane)
     none = np.empty((grid.rows, 0), np.float32)
     matrix = _scaled_feedback(sensitivity.down, row_steps) if sensitivity else none
     upper = sensitivity.upper if sensitivity else np.empty((grid.columns, 0), np.float32)
     memory = memory or MemoryCodes(0, np.empty(0, np.int16), np.empty(0, np.int16))
-    span = grid.rows if matrix.shape[1] else grid.height
+    apart = not (matrix.shape[1] or upper.shape[1])
+    height, width = (grid.height if not matrix.shape[1] else grid.rows), (grid.width if apart else grid.columns)
+    dead = min(rows.min(initial=0), columns.min(initial=0), cells.min(initial=0)) < DEAD
 
-    def work(top: int) -> list[np.ndarray]:
-        bottom = min(top + span, grid.rows)
-        target = np.ascontiguousarray(plane[top:bottom].T)
+    def work(part: tuple[int, int]) -> list[np.ndarray]:
+        top, left = part
+        bottom, right = min(top + height, grid.rows), min(left + width, grid.columns)
+        target = np.array(plane[top:bottom, left:right].T, order="C")
         levels = np.zeros(target.shape, np.int32)
         search_band(
             target,
@@ -56,34 +59,36 @@ def find_levels_with_feedback(
             grid.height,
             grid.width,
             rows[top:bottom],
-            columns,
-            cells[top >> cut :],
+            columns[left:right],
+            cells[top >> cut :, left >> cut :],
             cut,
             CLASSES,
             row_steps[top:bottom],
-            column_steps,
+            column_steps[left:right],
             rate,
             LOW,
             scales.shift,
             search.labelling,
             trellis.next_state,
             trellis.predecessors,
-            memory.labels,
-            memory.trust,
+            memory.labels[left:right],
+            memory.trust[left:right],
             memory.floor,
             levels,
         )
-        replaced[top:bottom] = target.T
-        of_cells = cells[np.ix_(np.arange(top, bottom) >> cut, np.arange(grid.columns) >> cut)].T
-        live = columns[:, None].astype(np.int32) + rows[top:bottom] + of_cells > DEAD
+        replaced[top:bottom, left:right] = target.T
         tiles = [
-            (slice(left, left + grid.width), slice(high, high + grid.height))
+            (slice(first, first + grid.width), slice(high, high + grid.height))
             for high in range(0, bottom - top, grid.height)
-            for left in range(0, grid.columns, grid.width)
+            for first in range(0, right - left, grid.width)
         ]
+        if not dead:
+            return [levels[tile].reshape(-1) for tile in tiles]
+        of_cells = cells[np.ix_(np.arange(top, bottom) >> cut, np.arange(left, right) >> cut)].T
+        live = columns[left:right, None].astype(np.int32) + rows[top:bottom] + of_cells > DEAD
         return [levels[tile][live[tile]] for tile in tiles]
 
-    bands = run(work, range(0, grid.rows, span))
+    bands = run(work, [(top, left) for top in range(0, grid.rows, height) for left in range(0, grid.columns, width)])
     return [levels for band in bands for levels in band], replaced
 
 

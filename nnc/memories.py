@@ -15,16 +15,19 @@ import numpy as np
 
 from .entropy.scales import encode_codes
 from .kernels.memories import (
+    balance,
     cluster_rows,
     farthest_rows,
     follow_memories,
     kinship,
     model_bits,
+    unit_rows,
 )
+from .kernels.planes import column_powers, row_powers
 from .prediction.memory import CERTAIN, MOST, NO_FLOOR, MemoryCodes
-from .rdo import measure_powers
 
 WORTH = 0.02  # bits per weight that memories must save
+SURE, LARGE = 0.06, 1 << 16  # bits per weight, reckoned at the steps used, and weights, beyond which memories never failed to save some
 PROMISE = 0.05  # and that the test on a sample must show, which takes the best of many
 DISTORTION = 1 / 16  # of the mean square: what bits are reckoned at
 PROBED, ENTRIES = 128, 768  # columns that the test looks at, and entries of each
@@ -65,15 +68,23 @@ def choose_memory(plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.
     return best
 
 
+def surely_saves(saved: float, weights: int) -> bool:
+    """Whether a memory that is reckoned to save so many bits need not be compared with none."""
+    return weights >= LARGE and saved > SURE * weights
+
+
 def _model_bits(columns: np.ndarray, distortion: np.ndarray) -> float:
     """Bits (and distortion, in bits) of columns whose variances are products of those of the columns and of those of their entries; distortion: of each column."""
-    powers = measure_powers(columns)
-    return model_bits(powers.rows / distortion, powers.columns)
+    of_columns, of_entries = np.empty(len(columns)), np.empty(columns.shape[1])
+    balance(columns, of_columns, of_entries)
+    return model_bits(of_columns / distortion, of_entries)
 
 
 def _units(columns: np.ndarray) -> np.ndarray:
-    length = np.sqrt(np.square(columns, dtype=np.float64).sum(1))
-    return (columns / np.maximum(length, 1e-30)[:, None]).astype(np.float32)
+    columns = np.ascontiguousarray(columns)
+    out = np.empty_like(columns)
+    unit_rows(columns, out)
+    return out
 
 
 def _promising(columns: np.ndarray, taps: int) -> bool:
@@ -125,19 +136,25 @@ def _kinds(columns: int, lag: int) -> list[_Kind]:
 
 def _simulate(columns: np.ndarray, steps: np.ndarray, labels: np.ndarray, limit: int) -> tuple[MemoryCodes, float]:
     """Codes with these labels, or better ones where a memory of another column fits better, and the bits that they save."""
-    scale = 1 / np.sqrt(np.maximum(np.square(columns, dtype=np.float64).mean(0), 1e-60)).astype(np.float32)
+    n, m = columns.shape
+    of_entries, of_columns = np.empty(m), np.empty(n)
+    column_powers(columns, np.ones(n), of_entries)
+    scale = 1 / np.sqrt(np.maximum(of_entries, 1e-60)).astype(np.float32)
     columns = columns * scale  # an entry that is always large takes bits for its scale alone
-    distortion = DISTORTION * steps**2 * np.median(np.square(columns, dtype=np.float64).mean(1) / steps**2) + 1e-60
+    row_powers(columns, np.ones(m), of_columns)
+    distortion = DISTORTION * steps**2 * np.median(of_columns / steps**2) + 1e-60
     return _follow(columns, distortion, labels, limit)
 
 
-def refit_memory(codes: MemoryCodes, plane: np.ndarray, row_steps: np.ndarray, column_steps: np.ndarray, part: float) -> MemoryCodes:
-    """The same memories with confidences for steps that are now known.
+def refit_memory(
+    codes: MemoryCodes, plane: np.ndarray, row_steps: np.ndarray, column_steps: np.ndarray, part: float
+) -> tuple[MemoryCodes, float]:
+    """The same memories with confidences for steps that are now known, and the bits that they are reckoned to save.
 
     plane: float32 (rows, columns) as it is coded; column_steps: factors of row_steps; part: squared error of a weight, of its step squared.
     """
     columns = np.ascontiguousarray((plane / row_steps[:, None]).T)
-    return _follow(columns, part * column_steps.astype(np.float64) ** 2, codes.labels, codes.limit)[0]
+    return _follow(columns, part * column_steps.astype(np.float64) ** 2, codes.labels, codes.limit)
 
 
 def _follow(columns: np.ndarray, distortion: np.ndarray, labels: np.ndarray, limit: int) -> tuple[MemoryCodes, float]:

@@ -248,7 +248,7 @@ def _sample_remembered(plan: Plan, weights: np.ndarray, most: int) -> Sample:
     """Of what the memory of a plan leaves of the weights."""
     layout = plan.remembered.layout
     plane = layout.coefficients(weights)
-    plane = np.ascontiguousarray(plane.T) if layout.transposed else plane
+    plane = plane.T if layout.transposed else plane
     rest = layout.memory.residual(plane)
     if plan.sensitivity:
         return sample_relative(rest, plan.remembered.sensitivity, most, plane)

@@ -16,7 +16,7 @@ from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, OFF, encode_codes, kernel_codes
 from .entropy.trees import Trees
-from .kernels.planes import column_powers, gather_tile, row_peaks, row_powers
+from .kernels.planes import column_peaks, column_powers, gather_codes, gather_tile, row_peaks, row_powers
 from .kernels.viterbi import search_scalar, search_trellis
 from .kernels.words import count_levels
 from .partition.tree import CELL_BITS
@@ -66,16 +66,30 @@ class Scales:
             low, high = low + int(live.min()), high + int(live.max())
         return [0] + [o for o in (-1, 1, -2, 2) if low + o >= 1 and high + o <= CLASSES and 0 <= self.base + o <= CLASSES]
 
+    @cached_property
+    def _row_steps(self) -> dict[float, np.ndarray]:
+        return {}
+
     def row_steps(self, step: float) -> np.ndarray:
         """float32 (rows,)."""
-        return rebuild_steps(self.of_rows, step, self.rows if self.follow else None)
+        if step not in self._row_steps:  # they are asked for with every CTU
+            self._row_steps[step] = rebuild_steps(self.of_rows, step, self.rows if self.follow else None)
+        return self._row_steps[step]
 
     def grid_steps(self, step: float) -> np.ndarray:
         """float32 (rows,): what the peaks of a relative plane are measured against."""
         return self.row_steps(step) if self.follow else np.full(len(self.rows), step, np.float32)
 
+    def factors(self, step: float) -> tuple[np.ndarray, np.ndarray]:
+        """One over the steps of rows and columns, float32."""
+        return 1 / self.row_steps(step), 1 / self.column_steps()
+
     def column_steps(self) -> np.ndarray:
         """float32 (columns,), factors of the steps of the rows."""
+        return self._column_steps
+
+    @cached_property
+    def _column_steps(self) -> np.ndarray:
         return rebuild_steps(self.of_columns, 1.0)
 
 
@@ -128,13 +142,17 @@ def measure_powers(plane: np.ndarray) -> Powers:
     """Powers of a float32 plane, in five passes over it."""
     rows, columns = plane.shape
     of_rows, peaks, of_columns = np.empty(rows), np.empty(rows), np.ones(columns)
-    row_peaks(plane, of_rows, peaks)
+    along, down, highest, kept = row_powers, column_powers, row_peaks, plane
+    if plane.flags.f_contiguous and not plane.flags.c_contiguous:
+        along, down, highest, kept = column_powers, row_powers, column_peaks, plane.T
+    along(kept, np.ones(columns), of_rows)
+    highest(kept, peaks)
     rms = float(np.sqrt(of_rows.mean()))
     if rows > 1 and np.isfinite(rms):
-        column_powers(plane, _inverse_root(of_rows), of_columns)
+        down(kept, _inverse_root(of_rows), of_columns)
         if columns > 1:
-            row_powers(plane, _inverse_root(of_columns), of_rows)
-            column_powers(plane, _inverse_root(of_rows), of_columns)
+            along(kept, _inverse_root(of_columns), of_rows)
+            down(kept, _inverse_root(of_rows), of_columns)
     return Powers(of_rows, of_columns, peaks, rms)
 
 
@@ -258,22 +276,17 @@ def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, s
         np.empty(area, np.uint32 if plane.size < 1 << 32 else np.int64),
     )
     n = gather_tile(
-        plane,
-        top,
-        bottom,
-        left,
-        right,
-        scales.kernel_rows,
-        scales.kernel_columns,
-        *scales.cells,
-        CLASSES,
-        1 / scales.row_steps(step),
-        1 / scales.column_steps(),
-        x,
-        codes,
-        position,
+        plane, *tile, scales.kernel_rows, scales.kernel_columns, *scales.cells, CLASSES, *scales.factors(step), x, codes, position
     )
     return Gathered(x[:n], codes[:n], position[:n])
+
+
+def codes_of(tile: tuple[int, int, int, int], scales: Scales) -> np.ndarray:
+    """Only the scale indices of the same: uint8 (n,)."""
+    top, bottom, left, right = tile
+    codes = np.empty((bottom - top) * (right - left), np.uint8)
+    n = gather_codes(*tile, scales.kernel_rows, scales.kernel_columns, *scales.cells, CLASSES, codes)
+    return codes[:n]
 
 
 def find_levels(weights: Gathered, bits: np.ndarray, shift: int, search: Search) -> np.ndarray:

@@ -22,6 +22,7 @@ import torch
 
 from .calibration.statistics import TensorStatistics
 from .entropy.scales import MOST, encode_codes
+from .kernels.planes import row_powers
 from .quantize.steps import UNITS, StepCodes
 from .quantize.trellis import make_trellis
 
@@ -144,7 +145,9 @@ def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, sta
 def following_steps(plane: np.ndarray) -> tuple[StepCodes, StepCodes]:
     """Steps without calibration of a plane whose columns are the rows of a tensor: columns of large weights get larger steps, by a third of
     their octaves, as steps of rows that follow their scales do (`rdo._follow_codes`)."""
-    rms = np.sqrt(np.square(plane, dtype=np.float64).mean(0))
+    power = np.empty(plane.shape[1])
+    row_powers(np.ascontiguousarray(plane.T), np.ones(len(plane)), power)
+    rms = np.sqrt(power)
     octaves = np.log2(np.where(rms > 0, rms, np.median(rms[rms > 0]) if (rms > 0).any() else 1.0))
     spread = float(np.var(octaves))
     trust = max(0.0, spread - (1 / np.log(2)) ** 2 / (2 * len(plane))) / spread if spread > 0 else 0.0

@@ -8,6 +8,7 @@ import pytest
 
 from nnc.entropy.explicit import ModelBank
 from nnc.errors import InvalidArgument
+from nnc.kernels.columns import _run_eight, _run_trellis
 from nnc.kernels.words import replay_levels
 from nnc.quantize.trellis import STATES, make_trellis
 from nnc.rdo import LOW, Gathered, Search, find_levels, level_bits
@@ -50,6 +51,15 @@ def test_tables_of_four_and_eight_states_are_the_documented_ones():
 def test_unknown_number_of_states_is_refused():
     with pytest.raises(InvalidArgument, match="states = 5"):
         make_trellis(5)
+
+
+def test_eight_states_in_registers_are_those_of_the_machine():
+    rng, before, start = np.random.default_rng(0), make_trellis(8).predecessors.T.astype(np.uint32), 3
+    branch = rng.gamma(1, 1, (4, 100)).astype(np.float32)
+    found = [np.zeros((100, 8), np.uint8) for _ in range(2)]
+    cost = np.empty((2, 8), np.float32)
+    ends = [_run_eight(branch, 100, start, found[0]), _run_trellis(branch, 100, start, *cost, *before, found[1])]
+    assert ends[0] == ends[1] and np.array_equal(found[0][3:], found[1][3:])  # before, not every state can be reached
 
 
 @pytest.mark.slow

@@ -18,86 +18,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from .columns import make_scratch, search_column
+from .planes import _add_codes, _limit
 from .streams import DEAD, _grid_value
 from .viterbi import _bracket
 
 BLOCK = 32  # columns whose errors are fed back one by one; those beyond get them together
 _FAR = np.float32(1e30)
-
-
-@njit(cache=True, nogil=True)
-def _search_column(x, classes, n, rate, low, shift, labelling, pred, start, decisions, out):
-    """Best path from state `start` through the first `n` weights `x`; returns its last state.  Arguments as of `search_trellis`."""
-    states = pred.shape[0]
-    half = states // 2
-    words = (states + 63) // 64
-    last_column = rate.shape[1] - 1
-    cost = np.full(states, _FAR, np.float32)
-    new = np.empty(states, np.float32)
-    branch = np.empty(4, np.float32)
-    cost[start] = 0
-    for i in range(n):
-        v = x[i]
-        c = 2 * np.int64(classes[i])
-        for q in range(2):
-            k, d, gap = _bracket(v, q, labelling)
-            e = gap - d
-            k1 = k + 1
-            if labelling == 1 and v < 0:
-                k = -k
-                k1 = -k1
-            table = c + (q if shift == 0 else 1)
-            a = d * d + rate[table, min(max((k >> shift) - low, 0), last_column)]
-            b = e * e + rate[table, min(max((k1 >> shift) - low, 0), last_column)]
-            odd = (k & 1) == 1
-            branch[2 * q] = b if odd else a
-            branch[2 * q + 1] = a if odd else b
-        for w in range(words):
-            bits = np.uint64(0)
-            for t in range(64 * w, min(states, 64 * w + 64)):
-                z = 2 if t >= half else 0
-                a = cost[pred[t, 0]] + branch[z]
-                b = cost[pred[t, 1]] + branch[z + 1]
-                if b < a:
-                    bits |= np.uint64(1) << np.uint64(t & 63)
-                    a = b
-                new[t] = a
-            decisions[i, w] = bits
-        cost, new = new, cost
-        if (i & 15) == 15:  # keep the metrics small: float32 has 24 bits
-            least = cost[0]
-            for t in range(states):
-                cost[t] -= least
-    s = np.int64(start)
-    if n > 0:
-        s = np.int64(np.argmin(cost))
-    end = s
-    for i in range(n - 1, -1, -1):
-        z1 = np.int64((decisions[i, s >> 6] >> np.uint64(s & 63)) & np.uint64(1))
-        v = x[i]
-        k, d, gap = _bracket(v, 1 if s >= half else 0, labelling)
-        if (k & 1) != z1:
-            k += 1
-        out[i] = -k if labelling == 1 and v < 0 else k
-        s = pred[s, z1]
-    return end
-
-
-@njit(cache=True, nogil=True)
-def _search_column_scalar(x, classes, n, rate, low, shift, out):
-    """The same for the uniform quantizer."""
-    last_column = rate.shape[1] - 1
-    for i in range(n):
-        v = x[i]
-        k = np.int64(np.floor(v))
-        table = 2 * np.int64(classes[i]) + (1 if shift > 0 else 0)
-        best = np.float32(np.inf)
-        for candidate in (k, k + 1, np.int64(0)):
-            d = v - np.float32(candidate)
-            cost = d * d + rate[table, min(max((candidate >> shift) - low, 0), last_column)]
-            if cost < best:
-                best = cost
-                out[i] = candidate
 
 
 @njit(cache=True, nogil=True)
@@ -203,6 +130,15 @@ def _search_survivors(x, classes, first, last, rate, low, shift, labelling, pred
 
 
 @njit(cache=True, nogil=True)
+def _leave_errors(found, quantizers, spacing, labelling, row_steps, column_step, now, error, levels):
+    """Levels of a column that were found, and its errors after them."""
+    for i in range(len(found)):
+        levels[i] = found[i]
+        value = _grid_value(np.int64(found[i]), np.int64(quantizers[i]), spacing, labelling)
+        error[i] = now[i] - value * row_steps[i] * column_step
+
+
+@njit(cache=True, nogil=True)
 def search_band(
     target,
     upper,
@@ -243,11 +179,13 @@ def search_band(
     c = np.empty(rows, np.uint8)
     where = np.empty(rows, np.int64)
     found = np.empty(rows, np.int32)
+    own = np.empty(rows, np.int16)
     by_row = np.float32(1) / row_steps
     coupled = matrix.shape[1] > 0
     fed = upper.shape[1] > 0
     span = min(height, rows)
-    decisions = np.zeros((span, (states + 63) // 64), np.uint64)
+    scratch = make_scratch(pred, span)
+    quantizers = np.zeros(rows, np.uint8)
     deep = (span, states) if coupled else (1, 1)
     survivors = (
         np.zeros((deep[1], deep[0]), np.float32),
@@ -284,13 +222,24 @@ def search_band(
             for band in range(len(state)):
                 top, bottom = band * height, min((band + 1) * height, rows)
                 n = 0
+                least = _add_codes(row_codes[top:bottom], column_codes[j], cells, cut, j, top, own[top:bottom])
+                if least > DEAD and not coupled:  # nothing is left out
+                    _limit(own[top:bottom], np.int16(classes), c[top:bottom])
+                    state[band] = search_column(
+                        x[top:bottom], c[top:bottom], rate, low, shift, labelling, pred, state[band], scratch,
+                        found[top:bottom], quantizers[top:bottom],
+                    )  # fmt: skip
+                    _leave_errors(
+                        found[top:bottom], quantizers[top:bottom], spacing, labelling, row_steps[top:bottom], column_steps[j],
+                        now[top:bottom], error[top:bottom], levels[j, top:bottom],
+                    )  # fmt: skip
+                    continue
                 for i in range(top, bottom):
-                    code = np.int64(row_codes[i]) + np.int64(column_codes[j]) + np.int64(cells[i >> cut, j >> cut])
                     error[i] = now[i]
                     found[i] = 0
                     c[i] = 0
-                    if code > DEAD:
-                        c[i] = min(max(code, 1), classes)
+                    if own[i] > DEAD:
+                        c[i] = min(max(own[i], np.int16(1)), np.int16(classes))
                         where[n] = i
                         n += 1
                 if coupled:
@@ -305,13 +254,10 @@ def search_band(
                     for p in range(n):  # those that are coded move together
                         x[top + p] = x[where[p]]
                         c[top + p] = c[where[p]]
-                    if states == 1:
-                        _search_column_scalar(x[top:], c[top:], n, rate, low, shift, found[top:])
-                        end = state[band]
-                    else:
-                        end = _search_column(
-                            x[top:], c[top:], n, rate, low, shift, labelling, pred, state[band], decisions, found[top:]
-                        )
+                    end = search_column(
+                        x[top : top + n], c[top : top + n], rate, low, shift, labelling, pred, state[band], scratch,
+                        found[top : top + n], quantizers[top : top + n],
+                    )  # fmt: skip
                     for p in range(n - 1, -1, -1):
                         found[where[p]] = found[top + p]
                 s = state[band]

@@ -16,6 +16,21 @@ def _cost(variance):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
+def unit_rows(columns, out):
+    """out = rows of `columns`, float32 (n, m) both, over their lengths; rows of zeros stay."""
+    n, m = columns.shape
+    for i in range(n):
+        row, unit = columns[i], out[i]
+        total = 0.0
+        for p in range(m):
+            v = np.float64(row[p])
+            total += v * v
+        length = max(np.sqrt(total), 1e-30)
+        for p in range(m):
+            unit[p] = np.float64(row[p]) / length
+
+
+@njit(cache=True, nogil=True, fastmath=True)
 def kinship(units, out):
     """out[i] = largest squared cosine between row i of `units`, float32 (n, m) of length one, and another row."""
     n, m = units.shape
@@ -144,18 +159,49 @@ def follow_memories(columns, labels, floor, free, distortion, steps, common, con
             power[label] = total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
+def balance(columns, of_rows, of_entries):
+    """Mean squares of rows and entries of `columns`, float32 (n, m), of each after the others were scaled to one (as `rdo.measure_powers`);
+    float64 (n,) and (m,)."""
+    n, m = columns.shape
+    scale = np.ones(m)
+    for _ in range(2):
+        of_entries[:] = 0
+        for i in range(n):
+            row, total = columns[i], 0.0
+            for j in range(m):
+                v = np.float64(row[j]) * scale[j]
+                total += v * v
+            of_rows[i] = total / m
+            by = m / total if total > 0 else 1.0
+            for j in range(m):
+                v = np.float64(row[j])
+                of_entries[j] += v * v * by
+        for j in range(m):
+            of_entries[j] /= n
+            scale[j] = 1 / np.sqrt(of_entries[j]) if of_entries[j] > 0 else 1.0
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
 def model_bits(rows, columns):
     """Sum of the costs (`_cost`) of the variances rows[i] * columns[j]."""
     total = 0.0
+    whole, largest = len(columns) // 8 * 8, columns.max()
     for i in range(len(rows)):
-        product = 1.0
-        for j in range(len(columns)):
-            variance = rows[i] * columns[j]
-            total += _NAT * min(variance, 1.0)
-            product *= max(variance, 1.0)
-            if product > 1e200:
+        row, product = rows[i], 1.0
+        small = row * largest < 1e18  # eight of these, times 1e150, are no overflow
+        for j in range(0, whole if small else 0, 8):
+            part = 1.0
+            for k in range(8):
+                variance = row * columns[j + k]
+                total += _NAT * min(variance, 1.0)
+                part *= max(variance, 1.0)
+            product *= part
+            if product > 1e150:
                 total += np.log2(product) / 2
                 product = 1.0
         total += np.log2(product) / 2
+        for j in range(whole if small else 0, len(columns)):
+            variance = row * columns[j]
+            total += _NAT * min(variance, 1.0) + np.log2(max(variance, 1.0)) / 2
     return total

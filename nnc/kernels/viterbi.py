@@ -38,6 +38,33 @@ def _bracket(x, q, labelling):
 
 
 @njit(cache=True, nogil=True)
+def _price_branches(x, classes, n, rate, low, shift, labelling, floors, branch):
+    """Costs of the two neighbours of every weight in either quantizer: branch float32 (4, n), 2 * quantizer + parity of the level; floors
+    int32 (2, n), the lower of the levels as of `_bracket`."""
+    last_column = rate.shape[1] - 1
+    for q in range(2):
+        floor, even, odd = floors[q], branch[2 * q], branch[2 * q + 1]
+        for i in range(n):  # loops without conditions and loops without arithmetic: the former are vector operations
+            k, d, gap = _bracket(x[i], q, labelling)
+            e = gap - d
+            floor[i] = k
+            even[i] = d * d
+            odd[i] = e * e
+        for i in range(n):
+            k = np.int64(floor[i])
+            k1 = k + 1
+            swapped = (k & 1) == 1
+            if labelling == 1 and x[i] < 0:
+                k = -k
+                k1 = -k1
+            of_table = rate[2 * np.int64(classes[i]) + (q if shift == 0 else 1)]
+            a = even[i] + of_table[min(max((k >> shift) - low, 0), last_column)]
+            b = odd[i] + of_table[min(max((k1 >> shift) - low, 0), last_column)]
+            even[i] = b if swapped else a
+            odd[i] = a if swapped else b
+
+
+@njit(cache=True, nogil=True)
 def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
     """Best levels for the sequence `x`.
 
@@ -50,7 +77,8 @@ def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
     states = pred.shape[0]
     half = states // 2
     words = (states + 31) // 32
-    last_column = rate.shape[1] - 1
+    floors, priced = np.empty((2, n), np.int32), np.empty((4, n), np.float32)
+    _price_branches(x, classes, n, rate, low, shift, labelling, floors, priced)
     run = (n + LANES - 1) // LANES
     cost = np.zeros((states, LANES), np.float32)
     new = np.zeros((states, LANES), np.float32)
@@ -69,21 +97,8 @@ def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
                 for z in range(4):
                     branch[z, lane] = 0
                 continue
-            v = x[p]
-            c = 2 * np.int64(classes[p])
-            for q in range(2):
-                k, d, gap = _bracket(v, q, labelling)
-                e = gap - d
-                k1 = k + 1
-                if labelling == 1 and v < 0:
-                    k = -k
-                    k1 = -k1
-                table = c + (q if shift == 0 else 1)
-                a = d * d + rate[table, min(max((k >> shift) - low, 0), last_column)]
-                b = e * e + rate[table, min(max((k1 >> shift) - low, 0), last_column)]
-                odd = (k & 1) == 1
-                branch[2 * q, lane] = b if odd else a
-                branch[2 * q + 1, lane] = a if odd else b
+            for z in range(4):
+                branch[z, lane] = priced[z, p]
         if i >= 0:
             for t in range(states):
                 pa = pred[t, 0]
@@ -123,11 +138,9 @@ def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
             z1 = np.int64((decisions[i, s >> 5, lane] >> np.uint32(s & 31)) & np.uint32(1))
             p = lane * run + i
             if p < n:
-                v = x[p]
-                k, d, gap = _bracket(v, 1 if s >= half else 0, labelling)
-                if (k & 1) != z1:
-                    k += 1
-                out[p] = -k if labelling == 1 and v < 0 else k
+                k = np.int64(floors[1 if s >= half else 0, p])
+                k += (k & 1) ^ z1
+                out[p] = -k if labelling == 1 and x[p] < 0 else k
             s = pred[s, z1]
 
 
@@ -142,10 +155,11 @@ def search_scalar(x, classes, rate, low, shift, out):
         f = np.floor(v)
         k = np.int64(f)
         table = 2 * np.int64(classes[i]) + (1 if shift > 0 else 0)
-        best = np.float32(np.inf)
-        for candidate in (k, k + 1, np.int64(0)):
-            d = v - np.float32(candidate)
-            cost = d * d + rate[table, min(max((candidate >> shift) - low, 0), last_column)]
-            if cost < best:
-                best = cost
-                out[i] = candidate
+        of_table = rate[table]
+        d, e = v - np.float32(k), v - np.float32(k + 1)
+        a = d * d + of_table[min(max((k >> shift) - low, 0), last_column)]
+        b = e * e + of_table[min(max(((k + 1) >> shift) - low, 0), last_column)]
+        z = v * v + of_table[min(max(-low, 0), last_column)]
+        k = k + 1 if b < a else k  # not jumps: nobody can foretell them
+        a = b if b < a else a
+        out[i] = 0 if z < a else k

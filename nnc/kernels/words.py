@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .streams import _PRIME, _U, RAW_CHUNK, _grid_value
+from .planes import STRIP, _add_codes
+from .streams import _PRIME, _U, DEAD, RAW_CHUNK, _grid_value
 
 _MASK32 = np.uint64(0xFFFFFFFF)
 
@@ -34,6 +35,13 @@ def _push_raw(x, n, words, value, bits):
 
 
 @njit(cache=True, nogil=True)
+def _sums(next_state):
+    """What an odd state and an odd level add to half the state before, modulo two: the machine of quantize/trellis.py, without waiting for
+    its table."""
+    return next_state[1 if next_state.shape[0] > 1 else 0, 0], next_state[0, 1]
+
+
+@njit(cache=True, nogil=True)
 def encode_tile(levels, codes, tables, next_state, shift, words):
     """Encode one CTU.  levels: int32 (n,) in scan order; codes: uint8 (n,) scale index of each, never 0; words: uint32 scratch of
     3 n + 4.
@@ -42,13 +50,14 @@ def encode_tile(levels, codes, tables, next_state, shift, words):
     cumulative, hint, low, escape = tables
     n = levels.shape[0]
     which = np.empty(n, np.int32)
-    s = 0
+    s = np.int64(0)
+    by_state, by_level = _sums(next_state)
     digest = _U(0)
     for i in range(n):
         k = np.int64(levels[i])
         which[i] = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
         digest = (digest ^ _U(k)) * _PRIME
-        s = next_state[s, k & 1]
+        s = (s >> 1) ^ (-(s & 1) & by_state) ^ (-(k & 1) & by_level)
     x = _U(0)
     count = 0
     for i in range(n - 1, -1, -1):
@@ -86,13 +95,14 @@ def encode_tile(levels, codes, tables, next_state, shift, words):
 @njit(cache=True, nogil=True)
 def count_levels(levels, codes, next_state, shift, low, counts):
     """Add the levels of one CTU to `counts` int64 (tables, width); column = level - low, clipped at both ends."""
-    s = 0
+    s = np.int64(0)
+    by_state, by_level = _sums(next_state)
     last = counts.shape[1] - 1
     for i in range(levels.shape[0]):
         k = np.int64(levels[i])
         table = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
         counts[table, min(max((k >> shift) - low, 0), last)] += 1
-        s = next_state[s, k & 1]
+        s = (s >> 1) ^ (-(s & 1) & by_state) ^ (-(k & 1) & by_level)
 
 
 @njit(cache=True, nogil=True)
@@ -110,6 +120,47 @@ def rebuild_levels(levels, position, next_state, labelling, row_steps, column_st
         i_row = p // columns
         flat[p] = _grid_value(k, s & 1, spacing, labelling) * row_steps[i_row] * column_steps[p - i_row * columns]
         s = next_state[s, k & 1]
+
+
+@njit(cache=True, nogil=True)
+def rebuild_tile(
+    levels, top, bottom, left, right, row_codes, column_codes, cells, cut, next_state, labelling, row_steps, column_steps, values
+):
+    """The same for the levels of one CTU, without their positions; codes and cells as of `gather_tile`."""
+    height = bottom - top
+    strip = np.zeros((STRIP, height), np.float32)
+    own, quantizers = np.empty(height, np.int16), np.zeros(height, np.uint8)
+    of_rows, factors = row_codes[top:bottom], row_steps[top:bottom]
+    s, n = np.int64(0), 0
+    spacing = 1 if next_state.shape[0] == 1 else 2
+    by_state, by_level = _sums(next_state)
+    for first in range(left, right, STRIP):
+        part = values[top:bottom, first : min(first + STRIP, right)]
+        for j in range(part.shape[1]):
+            column = first + j
+            restored, by = strip[j], column_steps[column]
+            if _add_codes(of_rows, column_codes[column], cells, cut, column, top, own) > DEAD:
+                found = levels[n : n + height]
+                if spacing > 1:
+                    for i in range(height):
+                        quantizers[i] = s & 1
+                        s = (s >> 1) ^ (-(s & 1) & by_state) ^ (-(np.int64(found[i]) & 1) & by_level)
+                for i in range(height):
+                    restored[i] = _grid_value(np.int64(found[i]), np.int64(quantizers[i]), spacing, labelling)
+                n += height
+            else:
+                for i in range(height):
+                    restored[i] = 0
+                    if own[i] > DEAD:
+                        k = np.int64(levels[n])
+                        restored[i] = _grid_value(k, s & 1, spacing, labelling)
+                        s = next_state[s, k & 1]
+                        n += 1
+            for i in range(height):
+                restored[i] = restored[i] * factors[i] * by
+        for i in range(part.shape[0]):
+            for j in range(part.shape[1]):
+                part[i, j] = strip[j, i]
 
 
 @njit(cache=True, nogil=True)

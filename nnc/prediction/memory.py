@@ -40,11 +40,11 @@ class MemoryCodes:
         return (CERTAIN + self.confidence).astype(np.float32) / np.float32(CERTAIN)
 
     def residual(self, plane: np.ndarray) -> np.ndarray:
-        """What would be coded of a float32 plane if nothing were quantized, in one CTU."""
+        """What would be coded of a float32 plane if nothing were quantized, in one CTU; in F order."""
         columns = np.ascontiguousarray(plane.T)
         out = np.empty_like(columns)
         remove_memories(columns, self.labels, self.trust, self.floor, out)
-        return np.ascontiguousarray(out.T)
+        return out.T
 
     def add(self, plane: np.ndarray, tiles: list[tuple[int, int, int, int]]) -> np.ndarray:
         """Values, transposed: float32 (columns, rows), from the residuals of all CTUs, float32 (rows, columns)."""
