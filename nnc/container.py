@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 from zlib import compress, decompressobj, error
@@ -34,7 +35,10 @@ OWN_ENTRY = 1 << 14  # units of at least this many bytes get an entry of their o
 MAX_HEADER = 100_000_000
 AHEAD = 1 << 12  # bytes of a file that are read at once when it is opened
 MIN_INFLATED, MAX_INFLATED = 1 << 16, 128  # a directory inflates to at most this many bytes, plus this many per packed byte
-_PREAMBLE = struct.Struct("<III")  # deflated length, raw length, CRC-32 of the deflated bytes
+DEFLATED, MIXED = 0, 1  # coders of the directory
+CODER_SHIFT = 29
+MAX_MIXED = 1 << 18  # bytes of a directory that may be mixed, at about a microsecond per bit
+_PREAMBLE = struct.Struct("<III")  # packed length, raw length with the coder above it, CRC-32 of the packed bytes
 _NAMES = {
     "float32": "F32",
     "float16": "F16",
@@ -68,10 +72,8 @@ def entry_key(name: str) -> str:
 def build_file(directory: Directory, units: list[bytes]) -> Iterator[bytes]:
     """The bytes of a container in order: header, directory and small units, large units."""
     raw = directory.write()
-    packed = compress(raw, 9)
-    if len(raw) > MIN_INFLATED + MAX_INFLATED * len(packed):
-        packed = compress(raw, 0)  # readers refuse to inflate so much from so little
-    preamble = _PREAMBLE.pack(len(packed), len(raw), checksum(packed))
+    coder, packed = _pack(raw, sum(map(len, units)))
+    preamble = _PREAMBLE.pack(len(packed), coder << CODER_SHIFT | len(raw), checksum(packed))
     small = [data for unit, data in zip(directory.units, units) if not unit.own]
     header: dict[str, object] = {"__metadata__": {"nnc": str(VERSION)}}
     offset = 0
@@ -95,6 +97,19 @@ def build_file(directory: Directory, units: list[bytes]) -> Iterator[bytes]:
     yield packed
     yield from small
     yield from (data for unit, data in zip(directory.units, units) if unit.own)
+
+
+def _pack(raw: bytes, rest: int) -> tuple[int, bytes]:
+    """The directory in the coder that is worth its time: the one that learns takes some milliseconds to open, which a thousandth of the
+    file must pay; rest: bytes of all units."""
+    packed = compress(raw, 9)
+    if len(raw) > MIN_INFLATED + MAX_INFLATED * len(packed):
+        packed = compress(raw, 0)  # readers refuse to inflate so much from so little
+    if len(raw) <= MAX_MIXED and 1000 * len(packed) > rest:
+        mixed = import_module(".entropy.mixing", __package__).encode_mixed(raw)  # imports numba
+        if 1000 * (len(packed) - len(mixed)) >= rest + len(packed) and len(raw) <= MIN_INFLATED + MAX_INFLATED * len(mixed):
+            return MIXED, mixed
+    return DEFLATED, packed
 
 
 def _first_records(directory: Directory, units: list[bytes]) -> Iterator[tuple[Record, Unit, bytes]]:
@@ -167,14 +182,21 @@ def _read_container(storage: Storage, path: Path) -> Container:
     if len(body) < _PREAMBLE.size:
         raise Corruption(f"{path}: entry {ENTRY!r} of {end - offset} bytes is too short: the file is damaged")
     packed, raw, crc = _PREAMBLE.unpack(body)
-    if packed > end - offset - _PREAMBLE.size or raw > min(MAX_DIRECTORY, MIN_INFLATED + MAX_INFLATED * packed):
+    coder, raw = raw >> CODER_SHIFT, raw & (1 << CODER_SHIFT) - 1
+    if coder > MIXED:
+        raise Unsupported(
+            f"{path}: the directory is in the coder {coder}, this release reads {DEFLATED} and {MIXED}: upgrade nnc"
+        )
+    if packed > end - offset - _PREAMBLE.size or raw > min(
+        MAX_DIRECTORY, MIN_INFLATED + MAX_INFLATED * packed, *((MAX_MIXED,) if coder else ())
+    ):
         raise Corruption(
             f"{path}: directory of {packed} bytes, {raw} inflated, in an entry of {end - offset}: the file is damaged"
         )
     data = read(start + offset + _PREAMBLE.size, packed)
     if checksum(data) != crc:
         raise Corruption(f"{path}: checksum of the directory differs: the file is damaged")
-    directory = Directory.read(_inflate(path, data, raw))
+    directory = Directory.read(_unmix(path, data, raw) if coder == MIXED else _inflate(path, data, raw))
     # what comes from a reference is as large as that
     expanded = sum(record.nbytes for record in directory.records if not (record.tied or record.referenced))
     if expanded > MIN_EXPANSION + MAX_EXPANSION * size:
@@ -183,6 +205,13 @@ def _read_container(storage: Storage, path: Path) -> Container:
         raise Corruption(f"{path}: entry {ENTRY!r} is not of bytes: the file is damaged")
     places = _place_units(path, directory, entries, start, offset + _PREAMBLE.size + packed, end)
     return Container(path, directory, places, size, start + _PREAMBLE.size + packed, storage, crc)
+
+
+def _unmix(path: Path, data: bytes, raw: int) -> bytes:
+    try:
+        return import_module(".entropy.mixing", __package__).decode_mixed(data, raw)
+    except Corruption as problem:
+        raise Corruption(f"{path}: directory: {problem}") from None
 
 
 def _inflate(path: Path, data: bytes, raw: int) -> bytes:

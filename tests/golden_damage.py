@@ -35,8 +35,8 @@ def container_bytes(container: decoder.Container, version: str = "1") -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def flipped(data: bytes, position: int) -> bytes:
-    return data[:position] + bytes([data[position] ^ 16]) + data[position + 1:]
+def flipped(data: bytes, position: int, bits: int = 16) -> bytes:
+    return data[:position] + bytes([data[position] ^ bits]) + data[position + 1:]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,30 @@ def rebuilt(change: Callable[[decoder.Container], None], units: bool = False) ->
             container.directory = container.directory[:-8] + struct.pack("<I",
                                                                          zlib.crc32(container.small)) + container.directory[-4:]
         return container_bytes(container)
+    return damage
+
+
+def preamble(file: bytes) -> int:
+    """Where the entry nnc, which comes first, begins."""
+    return 8 + struct.unpack_from("<Q", file)[0]
+
+
+def mixed(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Damage to a mixed directory, whose checksum is set right again."""
+    def damage(file: bytes) -> bytes:
+        at = preamble(file)
+        packed, raw = struct.unpack_from("<II", file, at)
+        assert raw >> 29 == 1, "a small file, whose directory is mixed"
+        coded = change(file[at + 12:at + 12 + packed])
+        data = struct.pack("<III", len(coded), raw, zlib.crc32(coded)) + coded + file[at + 12 + packed:]
+        header = json.loads(file[8:at])
+        own = header.pop("nnc")
+        shift = len(coded) - packed
+        length = own["data_offsets"][1] + shift
+        header = {"__metadata__": header.pop("__metadata__"), "nnc": {"dtype": "U8", "shape": [length], "data_offsets": [0, length]}, **{
+            key: entry | {"data_offsets": [place + shift for place in entry["data_offsets"]]} for key, entry in header.items()}}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        return struct.pack("<Q", len(text)) + text + data
     return damage
 
 
@@ -198,7 +222,11 @@ BAD = [
     Bad("other-version", "Unsupported", lambda file: container_bytes(decoder.read_container(file), version="2")),
     Bad("no-version", "Corruption", lambda file: file.replace(b'"nnc":"1"', b'"mmc":"1"', 1)),
     Bad("bytes-after-the-end", "Corruption", lambda file: file + b"\0"),
-    Bad("directory-checksum", "Corruption", lambda file: flipped(file, file.index(b"\x78\xda") + 9)),
+    Bad("directory-checksum", "Corruption", lambda file: flipped(file, preamble(file) + 12 + 9)),
+    Bad("directory-coder", "Unsupported", lambda file: flipped(file, preamble(file) + 7, 0x60)),
+    Bad("directory-mixed-longer", "Corruption", mixed(lambda coded: coded + b"\0")),
+    Bad("directory-mixed-shorter", "Corruption", mixed(lambda coded: coded[:-1])),
+    Bad("directory-mixed-otherwise", "Corruption", mixed(lambda coded: flipped(coded, 9))),
     Bad("directory-longer", "Corruption", rebuilt(lengthen_directory)),
     Bad("units-longer", "Corruption", rebuilt(lengthen_units)),
     Bad("unit-checksum", "Corruption", rebuilt(flip_payload)),

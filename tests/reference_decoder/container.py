@@ -5,6 +5,7 @@ import json
 import zlib
 from dataclasses import dataclass
 
+from .mixing import unmix
 from .notation import Bytes, OtherVersion, inflate, must
 
 
@@ -75,7 +76,10 @@ def read_container(file: bytes) -> Container:
     must(dtype == "U8" and shape == [len(data)], "entry nnc has another type")
     source = Bytes(data)
     packed, raw, checksum = source.u32(), source.u32(), source.u32()
-    must(raw <= min(1 << 28, (1 << 16) + 128 * packed), "a directory that is too long")
+    coder, raw = raw >> 29, raw % (1 << 29)
+    if coder > 1:
+        raise OtherVersion(f"coder {coder} of the directory")
+    must(raw <= min(1 << 28, (1 << 16) + 128 * packed) and (coder == 0 or raw <= 1 << 18), "a directory that is too long")
     deflated = source.take(packed)
     must(zlib.crc32(deflated) == checksum, "checksum of the directory")
-    return Container(len(file), inflate(deflated, raw), data[source.position:], entries)
+    return Container(len(file), unmix(deflated, raw) if coder else inflate(deflated, raw), data[source.position:], entries)
