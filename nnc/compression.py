@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -233,12 +233,25 @@ def _verify(
     """Decode what was written and compare every tensor with what the encoder meant to write."""
     expected = {e.record.name: e.content for e in encoded if e.record.kind != "alias"}
     total, done = sum(e.record.nbytes for e in encoded if e.record.kind != "alias"), 0
+
+    def check(name: str, found: int) -> None:
+        if found != expected.pop(name, None):
+            raise Corruption(f"tensor {name!r} does not decode to what was encoded: not written; please report this")
+
+    before: tuple[str, Future] | None = None  # its checksum is found while the next tensor is awaited
     with open_compressed(path, pool, reference) as archive:
         for name, tensor in archive.tensors():
             done += tensor.nbytes
             if progress:
                 progress(done, total, f"verify {name}")
-            if checksum(tensor_bytes(tensor)) != expected.pop(name, None):
-                raise Corruption(f"tensor {name!r} does not decode to what was encoded: not written; please report this")
+            if before:
+                check(before[0], before[1].result())
+                before = None
+            if pool:
+                before = name, pool.submit(lambda tensor=tensor: checksum(tensor_bytes(tensor)))
+            else:
+                check(name, checksum(tensor_bytes(tensor)))
+    if before:
+        check(before[0], before[1].result())
     if expected:
         raise Corruption(f"tensor {next(iter(expected))!r} is missing from what was written: please report this")

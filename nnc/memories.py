@@ -8,6 +8,7 @@ that is the column before, one per tap, means of 1, 4, 16 or 64 clusters, along 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 
@@ -44,8 +45,11 @@ class ChosenMemory:
     saved: float
 
 
-def choose_memory(plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.ndarray] | None = None) -> ChosenMemory | None:
-    """For a float32 plane, whose rows hold groups of `taps`; steps: of its rows and columns, up to a factor, None if they are all equal.
+def choose_memory(
+    plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.ndarray] | None = None, run: Callable = map
+) -> ChosenMemory | None:
+    """For a float32 plane, whose rows hold groups of `taps`; steps: of its rows and columns, up to a factor, None if they are all equal; run:
+    `map` or that of a pool, over candidates.
 
     None if nothing pays."""
     best: ChosenMemory | None = None
@@ -58,10 +62,9 @@ def choose_memory(plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.
         every = len(columns) // FITTED + 1
         own = np.ones(len(columns)) if steps is None else steps[not transposed]
         sampled = np.ascontiguousarray(columns[::every])
-        tried = [
-            (_simulate(sampled, own[::every], kind.labels(sampled), kind.limit)[1], kind) for kind in _kinds(len(sampled), lag)
-        ]
-        kind = max(tried, key=lambda pair: pair[0])[1]
+        kinds = _kinds(len(sampled), lag)
+        tried = run(lambda kind: _simulate(sampled, own[::every], kind.labels(sampled), kind.limit)[1], kinds)
+        kind = max(zip(tried, kinds), key=lambda pair: pair[0])[1]
         codes, saved = _simulate(columns, own, kind.labels(columns), kind.limit)
         if saved > max(WORTH * plane.size, best.saved if best else 0):
             best = ChosenMemory(codes, transposed, saved)

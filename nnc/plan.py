@@ -101,7 +101,7 @@ def plan_tensors(
     seen: dict[tuple, str] = {}
     plans = []
     surveys = workers.map(
-        lambda spec: _survey(checkpoint, spec, asked, most, statistics, alignment, bases),
+        lambda spec: _survey(checkpoint, spec, asked, most, statistics, alignment, bases, workers),
         checkpoint.specs,
         [spec.numel for spec in checkpoint.specs],
     )
@@ -142,6 +142,7 @@ def _survey(
     statistics: Statistics | None,
     alignment: Alignment | None,
     bases: Bases,
+    workers: Workers,
 ) -> tuple[tuple | None, Plan]:
     """The fingerprint of a tensor (None if it must not become an alias) and its plan as if it were the only one."""
     if spec.tied_to:
@@ -178,7 +179,7 @@ def _survey(
     powers = measure_powers(plane) if layout.basis else powers
     if prediction is None:
         rest, rms, weights, follow = plane, None, None, asked.follow
-        remembered = _remember(spec, plane, asked, layout, original, found, factor, sensitivity)
+        remembered = _remember(spec, plane, asked, layout, original, found, factor, sensitivity, workers)
         if remembered:
             plan = replace(plan, treatment="coded", powers=powers, layout=layout, remembered=remembered)
             return key, replace(plan, sample=_sample_remembered(plan, weights_of, most))
@@ -225,6 +226,7 @@ def _remember(
     found: TensorStatistics | None,
     factor: float,
     sensitivity: Sensitivity | None,
+    workers: Workers,
 ) -> Remembered | None:
     """A layout with a memory that should pay.  original, found: statistics of the weights and of the plane, which is in the layout."""
     if layout.strips or "memory" not in asked.chosen_tools or asked.substitution == "gradient":  # whose search knows no columns that depend on others
@@ -233,9 +235,10 @@ def _remember(
     if sensitivity:
         steps = (sensitivity.columns, sensitivity.rows) if sensitivity.transposed else (sensitivity.rows, sensitivity.columns)
     taps = prod(spec.shape[2:])
-    chosen = choose_memory(plane, taps, steps)
+    run = workers.tiles.map if workers.tiles else map
+    chosen = choose_memory(plane, taps, steps, run)
     if layout.basis:  # a memory may serve better without it
-        other = choose_memory(layout.basis.plane(plane), taps)
+        other = choose_memory(layout.basis.plane(plane), taps, run=run)
         if other and other.saved > layout.basis.saved + (chosen.saved if chosen else 0.0):
             chosen, layout, found = other, replace(layout, basis=None), original
     if chosen is None:
