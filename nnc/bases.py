@@ -85,22 +85,42 @@ class Bases:
         return sum(8 * matrix.size + MATRIX_OVERHEAD for matrix in new) + 12 * len(steps)
 
 
-def choose_bases(planes: Iterable[tuple[str, tuple[int, ...], np.ndarray]]) -> Bases:
-    """From (name, shape, plane float32 (shape[0], rest)) of the tensors of a checkpoint that are to be coded, one after the other.
-    Kept meanwhile: one small matrix per tensor.
-    """
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What a basis is chosen by: covariance of the taps of a kernel, if it has some; mixed: what a Hadamard matrix saves."""
+
+    name: str
+    taps: tuple[int, ...]
+    weights: int
+    covariance: np.ndarray | None
+    mixed: _Choice
+
+
+def survey_plane(name: str, shape: tuple[int, ...], plane: np.ndarray) -> Survey:
+    """Of one tensor that is to be coded; plane: float32 (shape[0], rest)."""
+    taps = shape[2:]
+    size = prod(taps)
+    covariance, mixed = None, (0.0, [])
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite shows in the covariance
+        if plane.shape[1] % (CHANNELS * size) == 0 and plane.size >= 64 * CHANNELS * size:
+            mixed = _mixing(plane, size)
+        if 1 < size <= MAX_SIZE and plane.size >= 8 * size:
+            covariance = _covariance(plane, size)
+    if covariance is not None and not np.isfinite(covariance).all():  # it will be stored without loss
+        covariance, mixed = None, (0.0, [])
+    return Survey(name, taps, plane.size, covariance, mixed)
+
+
+def choose_bases(surveys: Iterable[Survey]) -> Bases:
+    """For all tensors of a checkpoint."""
     found = Bases()
     kernels: dict[tuple[int, ...], list[tuple[str, np.ndarray, int]]] = {}
     mixed: dict[str, _Choice] = {}
-    for name, shape, plane in planes:
-        taps = shape[2:]
-        size = prod(taps)
-        if not np.isfinite(plane).all():
-            continue
-        if plane.shape[1] % (CHANNELS * size) == 0 and plane.size >= 64 * CHANNELS * size:
-            mixed[name] = _mixing(plane, size)
-        if 1 < size <= MAX_SIZE and plane.size >= 8 * size:
-            kernels.setdefault(taps, []).append((name, _covariance(plane, size), plane.size))
+    for survey in surveys:
+        if survey.mixed[1]:
+            mixed[survey.name] = survey.mixed
+        if survey.covariance is not None:
+            kernels.setdefault(survey.taps, []).append((survey.name, survey.covariance, survey.weights))
     choices = {name: chosen for taps, members in kernels.items() for name, chosen in _choose(found, taps, members)}
     for name in dict.fromkeys((*choices, *mixed)):
         (saved, chosen), (more, others) = choices.get(name, (0.0, [])), mixed.get(name, (0.0, []))

@@ -101,7 +101,7 @@ def compress(
     threads, folder = check_threads(threads), destination.suffix != ".safetensors"
     with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
         alignment = _align(checkpoint, reference, destination, progress)
-        bases = survey_bases(checkpoint, asked, alignment)
+        bases = survey_bases(checkpoint, asked, workers, alignment)
         plans = plan_tensors(checkpoint, asked, workers, progress, statistics, alignment, bases)
         limit = (asked.shard_bytes or SHARD_BYTES) if folder else None
         encoding = Encoding(checkpoint, plans, asked, workers, progress, limit, alignment, tuple(bases.matrices))

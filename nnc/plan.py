@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import exp, isfinite, log, prod
@@ -19,7 +19,7 @@ from .allocate import (
     sample_relative,
     take_sample,
 )
-from .bases import Bases, choose_bases
+from .bases import Bases, Survey, choose_bases, survey_plane
 from .calibration.statistics import Statistics, TensorStatistics
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
@@ -200,21 +200,23 @@ def is_table(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and shape[0] >= TABLE_ROWS and shape[0] >= 3 * shape[1]
 
 
-def survey_bases(checkpoint: Checkpoint, asked: Config, alignment: Alignment | None = None) -> Bases:
+def survey_bases(checkpoint: Checkpoint, asked: Config, workers: Workers, alignment: Alignment | None = None) -> Bases:
     """Bases for the tensors that will be coded; those that a reference foretells keep theirs."""
     if "transform" not in asked.chosen_tools or asked.lossless:
         return NO_BASES
 
-    def planes() -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-        for spec in checkpoint.specs:
-            rule = asked.rule_for(spec.name)
-            kept = spec.tied_to or (rule and rule.action in ("skip", "exact"))
-            if kept or spec.dtype not in CODED_DTYPES or choose_split(spec.shape) != 1 or spec.numel <= SMALL:
-                continue
-            if alignment is None or spec.name not in alignment.matches:
-                yield spec.name, tuple(spec.shape), make_plane(checkpoint.read(spec.name))[1]
+    def wanted(spec: TensorSpec) -> bool:
+        rule = asked.rule_for(spec.name)
+        kept = spec.tied_to or (rule and rule.action in ("skip", "exact"))
+        if kept or spec.dtype not in CODED_DTYPES or choose_split(spec.shape) != 1 or spec.numel <= SMALL:
+            return False
+        return alignment is None or spec.name not in alignment.matches
 
-    return choose_bases(planes())
+    def work(spec: TensorSpec) -> Survey:
+        return survey_plane(spec.name, tuple(spec.shape), make_plane(checkpoint.read(spec.name))[1])
+
+    specs = [spec for spec in checkpoint.specs if wanted(spec)]
+    return choose_bases(workers.map(work, specs, [spec.numel for spec in specs]))
 
 
 def _remember(

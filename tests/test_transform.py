@@ -8,7 +8,7 @@ from scipy.fft import dct
 
 import nnc
 from nnc.archive import open_compressed
-from nnc.bases import Basis, choose_bases
+from nnc.bases import Basis, choose_bases, survey_plane
 from nnc.calibration.statistics import TensorStatistics
 from nnc.encoder import make_plane
 
@@ -23,7 +23,7 @@ def smooth_kernels(number: int, seed: int = 0) -> np.ndarray:
 
 def chosen_for(tensor: np.ndarray) -> Basis | None:
     plane = make_plane(torch.from_numpy(tensor))[1]
-    return choose_bases([("w", tensor.shape, plane)]).chosen.get("w")
+    return choose_bases([survey_plane("w", tuple(tensor.shape), plane)]).chosen.get("w")
 
 
 def random_basis(g: np.random.Generator, columns: int) -> Basis:
