@@ -19,7 +19,7 @@
 | levels > words | uint32, coded with the table of (scale index, quantizer) of one model | coder.py, kernels/streams.py |
 | words > unit | bytes with a Record that says how to read them, checksum, digest | unit.py, directory.py |
 | plane > tiles | small tiles in raster order, pixels int32, predicted from those around; another way to code a plane | tiles/, tiling/ |
-| unit > container | entries of a .safetensors file | container.py |
+| unit > container | entries of a .safetensors file, the directory deflated or mixed | container.py, entropy/mixing.py |
 
 What is asked for is a `config.Config`; what was chosen is a `unit.Coding`.  The two never meet: the decoder knows only the
 latter.
