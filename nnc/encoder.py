@@ -105,7 +105,7 @@ def encode_coded(
         powers = measure_powers(plane)
     saved = 0.0
     if layout.memory:
-        job, saved = _refit_memory(job, search)
+        job, saved = _refit_memory(job, search, pool)
         powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane)))
     return replace(_or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool)), saved=saved)
 
@@ -137,7 +137,7 @@ def encode_calibrated(
     plane = wanted if predicted is None else turn(layout.coefficients(_inliers(weights - predicted.plane, outliers)))
     chosen = (steps.rows, steps.columns)
     job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers)
-    job = _refit_memory(job, search)[0] if layout.memory else job
+    job = _refit_memory(job, search, pool)[0] if layout.memory else job
     powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane))
     return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
 
@@ -206,12 +206,12 @@ def encode_vector(
     return encode_fine(name, tensor, step, search, coarse, sensitivity, predicted)
 
 
-def _refit_memory(job: Job, search: Search) -> tuple[Job, float]:
+def _refit_memory(job: Job, search: Search, pool: Executor | None) -> tuple[Job, float]:
     """The job with a memory for its steps, and the bits that it is reckoned to save; steps that follow scales are taken for equal ones."""
     rows, columns = job.steps or (StepCodes.even(len(job.plane)), StepCodes.even(job.plane.shape[1]))
     row_steps, column_steps = rebuild_steps(rows, job.grid_step), rebuild_steps(columns, 1.0)
     part = make_trellis(search.states).spacing ** 2 / 12
-    memory, saved = refit_memory(job.layout.memory, job.plane, row_steps, column_steps, part)
+    memory, saved = refit_memory(job.layout.memory, job.plane, row_steps, column_steps, part, pool.map if pool else map)
     return replace(job, layout=replace(job.layout, memory=memory)), saved
 
 
@@ -264,7 +264,8 @@ def _encode_plane(
                 counts += of_tile
         else:
             fed = job.sensitivity if job.fed else None
-            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, memory)
+            keep = split or job.fed or job.price is not None
+            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, memory, keep)
             if job.price is not None and final:
                 codec = FrozenCodec(grid, scales, grid_step, bits, search, run)
                 found = measure_loss(plane, job.statistics, DAMPING)

@@ -26,19 +26,20 @@ def find_levels_with_feedback(
     sensitivity: Sensitivity | None,
     run: Callable,
     memory: MemoryCodes | None = None,
-) -> tuple[list[np.ndarray], np.ndarray]:
+    keep: bool = True,
+) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Levels of every CTU in scan order (as `rdo.find_levels`, in raster order of the CTUs), and the plane of the weights that were
     quantized in place of the given ones.
 
     sensitivity: None if errors are not fed back.  memory: foretells columns; what is returned in place of the weights is then what is left
-    of them.  run: `map` or that of a pool, over bands of rows where these do not depend on each other.
+    of them; None without `keep`.  run: `map` or that of a pool, over bands of rows where these do not depend on each other.
     """
     trellis = make_trellis(search.states)
     rate = bits * np.float32(search.lagrangian)
     row_steps, column_steps = scales.row_steps(step), scales.column_steps()
     rows, columns = scales.kernel_rows, scales.kernel_columns
     cells, cut = scales.cells
-    replaced = np.empty_like(plane)
+    replaced = np.empty_like(plane) if keep else None
     none = np.empty((grid.rows, 0), np.float32)
     matrix = _scaled_feedback(sensitivity.down, row_steps) if sensitivity else none
     upper = sensitivity.upper if sensitivity else np.empty((grid.columns, 0), np.float32)
@@ -76,7 +77,8 @@ def find_levels_with_feedback(
             memory.floor,
             levels,
         )
-        replaced[top:bottom, left:right] = target.T
+        if keep:
+            replaced[top:bottom, left:right] = target.T
         tiles = [
             (slice(first, first + grid.width), slice(high, high + grid.height))
             for high in range(0, bottom - top, grid.height)

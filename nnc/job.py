@@ -54,4 +54,6 @@ class Job:
         if self.steps is None:
             return plane
         rows, columns = (rebuild_steps(codes, 1.0) for codes in self.steps)
-        return plane * (1 / rows)[:, None] * (1 / columns)
+        relative = plane * (1 / rows)[:, None]
+        relative *= 1 / columns
+        return relative

@@ -65,7 +65,7 @@ def choose_memory(
         kinds = _kinds(len(sampled), lag)
         tried = run(lambda kind: _simulate(sampled, own[::every], kind.labels(sampled), kind.limit)[1], kinds)
         kind = max(zip(tried, kinds), key=lambda pair: pair[0])[1]
-        codes, saved = _simulate(columns, own, kind.labels(columns), kind.limit)
+        codes, saved = _simulate(columns, own, kind.labels(columns), kind.limit, run)
         if saved > max(WORTH * plane.size, best.saved if best else 0):
             best = ChosenMemory(codes, transposed, saved)
     return best
@@ -137,7 +137,9 @@ def _kinds(columns: int, lag: int) -> list[_Kind]:
     return [_Kind(0, 0)] + ([_Kind(lag, 0)] if 1 < lag <= MOST else []) + clusters
 
 
-def _simulate(columns: np.ndarray, steps: np.ndarray, labels: np.ndarray, limit: int) -> tuple[MemoryCodes, float]:
+def _simulate(
+    columns: np.ndarray, steps: np.ndarray, labels: np.ndarray, limit: int, run: Callable = map
+) -> tuple[MemoryCodes, float]:
     """Codes with these labels, or better ones where a memory of another column fits better, and the bits that they save."""
     n, m = columns.shape
     of_entries, of_columns = np.empty(m), np.empty(n)
@@ -146,32 +148,37 @@ def _simulate(columns: np.ndarray, steps: np.ndarray, labels: np.ndarray, limit:
     columns = columns * scale  # an entry that is always large takes bits for its scale alone
     row_powers(columns, np.ones(m), of_columns)
     distortion = DISTORTION * steps**2 * np.median(of_columns / steps**2) + 1e-60
-    return _follow(columns, distortion, labels, limit)
+    return _follow(columns, distortion, labels, limit, run)
 
 
 def refit_memory(
-    codes: MemoryCodes, plane: np.ndarray, row_steps: np.ndarray, column_steps: np.ndarray, part: float
+    codes: MemoryCodes, plane: np.ndarray, row_steps: np.ndarray, column_steps: np.ndarray, part: float, run: Callable = map
 ) -> tuple[MemoryCodes, float]:
     """The same memories with confidences for steps that are now known, and the bits that they are reckoned to save.
 
     plane: float32 (rows, columns) as it is coded; column_steps: factors of row_steps; part: squared error of a weight, of its step squared.
     """
     columns = np.ascontiguousarray((plane / row_steps[:, None]).T)
-    return _follow(columns, part * column_steps.astype(np.float64) ** 2, codes.labels, codes.limit)
+    return _follow(columns, part * column_steps.astype(np.float64) ** 2, codes.labels, codes.limit, run)
 
 
-def _follow(columns: np.ndarray, distortion: np.ndarray, labels: np.ndarray, limit: int) -> tuple[MemoryCodes, float]:
-    """Codes for columns, float32 (n, m), that are coded at the distortion of each; and bits saved."""
+def _follow(
+    columns: np.ndarray, distortion: np.ndarray, labels: np.ndarray, limit: int, run: Callable = map
+) -> tuple[MemoryCodes, float]:
+    """Codes for columns, float32 (n, m), that are coded at the distortion of each; and bits saved.  run: of a pool, to reckon the bits without
+    them meanwhile."""
     start = MemoryCodes(limit, labels, np.zeros(len(labels), np.int16))
-    rest, before = np.empty_like(columns), _model_bits(columns, distortion)
+    rest, without = np.empty_like(columns), run(_model_bits, [columns], [distortion])
     best: tuple[MemoryCodes, float] | None = None
-    common = 1
+    common, before = 1, 0.0
     for _ in range(2):  # a confidence of their own for all columns, then the same for all
         mine, confidence, saved = labels.copy(), np.empty(len(labels), np.int16), np.empty(len(labels))
         floor, free = start.floor, limit == NO_FLOOR
         follow_memories(columns, mine, floor, free, distortion, CERTAIN, common, confidence, saved, rest)
         side = 8 * (len(encode_codes(mine)[2]) + len(encode_codes(confidence)[2]) + 4)
-        bits = before - _model_bits(rest, distortion) - side
+        rate = _model_bits(rest, distortion)
+        before = before if best else next(iter(without))
+        bits = before - rate - side
         if best is None or bits > best[1]:
             best = MemoryCodes(limit, mine, confidence), bits
         common = int(np.median(confidence))
