@@ -7,9 +7,11 @@ if it has room in the cache.  A tensor that is still in use somewhere is not dec
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import wraps
 from threading import Lock
 from weakref import WeakValueDictionary
 
@@ -19,6 +21,21 @@ from ..archive import Archive, ReferenceSource, open_archive
 from ..errors import Corruption, InvalidArgument
 from ..workers import check_threads
 from .cache import WeightCache
+
+
+def _uncompiled(function: Callable) -> Callable:
+    """`torch.compiler.disable`, which imports the compiler, a second of work, once there is a compiler."""
+    kept: list[Callable] = []
+
+    @wraps(function)
+    def call(*arguments):
+        if "torch._dynamo" not in sys.modules:
+            return function(*arguments)
+        if not kept:
+            kept.append(torch.compiler.disable(function))
+        return kept[0](*arguments)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ class Runtime:
         self._room = max((size for size in sizes if 4 * size <= self._cache < sum(sizes)), default=0)
         self.cache.limit = self._cache - self._room
 
-    @torch.compiler.disable
+    @_uncompiled
     def weight(self, use: Use) -> torch.Tensor:
         """The decoded tensor, not to be written to."""
         found = self.cache.find(use)
@@ -125,7 +142,7 @@ class Runtime:
                 self._reader = ThreadPoolExecutor(1, thread_name_prefix="nnc-read-ahead")
             self._coming[following] = self._reader.submit(self._decode, following, kept)
 
-    @torch.compiler.disable
+    @_uncompiled
     def rows(self, use: Use, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Distinct rows of a tensor and, for every number, which of them it is; None if the tensor is decoded or as cheap to decode."""
         if self.cache.holds(use) or use in self._alive or use in self._coming:
