@@ -19,6 +19,13 @@ from .trees import tree_codes
 
 # ---- 8. Coded tensors ------------------------------------------------------------------------------------------------
 
+def parts_hold(record: Record, stored: bytes) -> bool:
+    """Whether the checks of the parts do, which serve readers of some CTUs; whoever reads all has the checksum of the unit."""
+    ends = list(accumulate(record.coding.lengths, initial=record.coding.side))
+    parts = [stored[:record.coding.side], *(stored[a:b] for a, b in pairwise(ends))]
+    return stored[ends[-1]:] == b"".join(zlib.crc32(part).to_bytes(4, "little") for part in parts)
+
+
 def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests: list[int], permutations: list[list[int]],
                 base: Tensor | None, matrices: list[list[list[int]]]) -> bytes:
     """base: the tensor of the reference, of predicted records."""
@@ -52,10 +59,6 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
             place = slice(top, top + coding.height), slice(left, left + coding.width)
             digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row_index[place[0]], column_index[place[1]],
                                       number[place], coded[place], cells and [row[left // 8:] for row in cells[top // 8:]], table))
-    if len(coding.lengths) > 1:  # for readers of some CTUs; whoever reads all has the checksum of the unit
-        ends = list(accumulate(coding.lengths, initial=coding.side))
-        parts = [stored[:coding.side], *(stored[a:b] for a, b in pairwise(ends))]
-        coding.parts_hold = [int.from_bytes(source.take(4), "little") for _ in parts] == [zlib.crc32(part) for part in parts]
     if coding.follow:
         row_exponent = [e + 16 * code for e, code in zip(row_exponent, row)]
     if codebook:

@@ -34,6 +34,12 @@ class Model:
         self.last: dict[int, int] = {}
         self.word = self.length = self.place = 0
 
+    def copy(self) -> Model:
+        other = copy.copy(self)
+        other.h, other.last = self.h[:], self.last.copy()
+        other.counters, other.weights = [c.copy() for c in self.counters], [w[:] for w in self.weights]
+        return other
+
     def byte(self, bit) -> int:
         """The next byte; bit: of a probability, the next bit."""
         a, b, c, d = (self.h[-k] if len(self.h) >= k else 0 for k in (1, 2, 3, 4))
@@ -87,7 +93,7 @@ def primed() -> Model:
 
 
 def unmix(coded: bytes, length: int) -> bytes:
-    model = copy.deepcopy(primed())
+    model = primed().copy()
     low, high, count = 0, 2**32 - 1, 0
     padded = coded + bytes(4)
 

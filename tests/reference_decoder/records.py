@@ -75,7 +75,6 @@ class Coding:
     width: int
     lengths: list[int]                                                 # of the streams
     side: int = 0                                                      # bytes before the streams
-    parts_hold: bool = True                                            # whether the checks of the parts do, once it was decoded
 
 
 @dataclass
