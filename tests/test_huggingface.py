@@ -146,6 +146,7 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_nnc_before_transformers(bert):
     assert run(
         "import nnc, sys; assert not {'torch', 'transformers', 'numba'} & sys.modules.keys(); from transformers import AutoModel;"
@@ -153,6 +154,7 @@ def test_nnc_before_transformers(bert):
         f"AutoModel.from_pretrained({str(bert / 'small')!r}); print('loaded')").strip() == "loaded"
 
 
+@pytest.mark.slow
 def test_without_nnc_nothing_is_loaded_and_with_nnc_after_transformers_it_is(bert):
     folder = str(bert / "small")
     assert run(f"""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import nnc
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
