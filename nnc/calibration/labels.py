@@ -55,7 +55,7 @@ class Labels:
     def draw(self, number: int) -> Tensor:
         """Gradient number `number`, of the shape and dtype of the output."""
         state = np.random.SeedSequence([*self.source, number]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state >> 1))
+        generator = torch.Generator().manual_seed(int(state) >> 1)
         # drawn on the CPU: a generator of another device would give other numbers
         noise = torch.randn(self.output.shape, generator=generator).to(self.output.device)
         if self.roots is not None:
