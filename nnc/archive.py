@@ -22,7 +22,6 @@ from torch import nn
 
 from .checkpoint import Origin, open_checkpoint
 from .coded import CodedTensor
-from .coder import checksum
 from .container import (
     INDEX_NAME,
     Container,
@@ -33,9 +32,8 @@ from .container import (
     shard_paths,
 )
 from .decoder import ReferenceReader, decode_unit, start_record
-from .entropy.explicit import ModelBank
 from .errors import Corruption, InvalidArgument
-from .reading import Place, check_parts, read_rows
+from .reading import Place, Stored, check_parts, read_joined, read_rows, read_stored, read_unit
 from .selection import Rows, TensorSlice, select_rows
 from .unit import Record
 
@@ -71,6 +69,7 @@ class Archive:
     _sides: dict[str, CodedTensor] = field(
         default_factory=dict
     )  # of tensors of which rows were read: some bytes per row and column
+    _recent: dict[tuple[int, int], dict[str, torch.Tensor]] = field(default_factory=dict)  # joined tensors of one unit
 
     @property
     def origin(self) -> Origin:
@@ -162,12 +161,23 @@ class Archive:
     def _decode_alone(self, record: Record) -> torch.Tensor:
         """A tensor without the others of its unit, whose bytes are checked all the same."""
         place = self._places[record.name]
-        data = place.file.read_unit(place.index)
         directory = place.file.directory
-        if checksum(data) != directory.units[place.index].checksum:
-            raise Corruption(f"unit of {record.name!r}: checksum differs: the file is damaged")
-        part = memoryview(data)[place.at : place.at + record.stored]
+        if record.joined:
+            return self._read_joined(place)[record.name].clone()
+        part = memoryview(read_unit(place.file, place.index))[place.at : place.at + record.stored]
         return start_record(record, part, directory.bank, self.pool, (), directory.matrices)(None)[0]
+
+    def _read_joined(self, place: Place) -> dict[str, torch.Tensor]:
+        """The joined tensors of a unit that need no reference; those of the last unit that was asked for are kept, since small tensors are asked for
+        one after the other and none of them can be decoded without those before."""
+        key = id(place.file), place.index
+        with self._locks[key]:
+            found = self._recent.get(key)
+            if found is None:
+                found = read_joined(place)
+                self._recent.clear()
+                self._recent[key] = found
+            return found
 
     def check_parts(self, name: str) -> None:
         """Corruption if the checksums of the parts of a tensor do not hold, which only readers of rows use."""
@@ -216,13 +226,9 @@ class Archive:
         own = [record for record in place.records if record.kind != "alias"]
         return _finish(own, self._start(place.file, place.index, place.records))
 
-    def read_stored(self, name: str) -> tuple[Record, bytes, ModelBank]:
-        """A tensor as it is stored, an alias as what it stands for: its record, its bytes in the unit, the models of its file."""
-        place = self._places[self.sources[name]]
-        data = place.file.read_unit(place.index)
-        if checksum(data) != place.file.directory.units[place.index].checksum:
-            raise Corruption(f"unit of {place.records[0].name!r}: checksum differs: the file is damaged")
-        return place.record, data[place.at : place.at + place.record.stored], place.file.directory.bank
+    def read_stored(self, name: str) -> Stored:
+        """A tensor as it is stored, an alias as what it stands for."""
+        return read_stored(self._places[self.sources[name]])
 
     def _start(self, file: Container, index: int, records: tuple[Record, ...]):
         directory = file.directory

@@ -22,11 +22,12 @@ from .directory import (
 from .encoded import EncodedTensor
 from .entropy.explicit import ModelBank
 from .errors import Unsupported
+from .packing import join_tensors
 from .prediction.reference import digest_unit
 from .tools import Matrices
 
 BUNDLE = 1 << 16  # small tensors are bundled into units of at most this many bytes ...
-LARGE = 1 << 24  # ... and of this many decoded ones
+LARGE = 1 << 22  # ... and of this many decoded ones, which are decoded together
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +138,6 @@ def _build_parts(
     shown: str | None,
 ) -> FileParts:
     index = {e.record.name: number for number, e in enumerate(members)}
-    records = tuple(
-        replace(e.record, target=index[targets[e.record.name]]) if e.record.name in targets else e.record for e in members
-    )
     groups: list[tuple[bool, list[EncodedTensor]]] = []
     size = large = 0
     for e in members:
@@ -152,14 +150,24 @@ def _build_parts(
         else:
             groups.append((False, [e]))
             size, large = len(e.data), e.record.nbytes
-    data = tuple(b"".join(e.data for e in group) for _, group in groups)
-    units = tuple(
-        Unit(len(group), own, checksum(part), chain_digests([d for e in group for d in e.digests]), _digest_reference(group))
-        for (own, group), part in zip(groups, data)
+    data, units, final = [], [], []
+    for own, group in groups:
+        stream = b""
+        if own:
+            data.append(group[0].data)
+            final.append(group[0].record)
+        else:
+            joined, parts, stream = join_tensors(group)
+            data.append(b"".join((*parts, stream)))
+            final += joined
+        digest = chain_digests([d for e in group for d in e.digests])
+        units.append(Unit(len(group), own, checksum(data[-1]), digest, _digest_reference(group), len(stream)))
+    records = tuple(
+        replace(record, target=index[targets[record.name]]) if record.name in targets else record for record in final
     )
     used = reference if any(unit.reference for unit in units) else None
     turned = any(record.coding and record.coding.tools.transform for record in records)
-    return FileParts(Directory(bank, origin, records, units, shard, used, matrices if turned else ()), data)
+    return FileParts(Directory(bank, origin, records, tuple(units), shard, used, matrices if turned else ()), tuple(data))
 
 
 def _shown(encoded: Sequence[EncodedTensor]) -> str | None:

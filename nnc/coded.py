@@ -14,15 +14,16 @@ from math import prod
 import numpy as np
 import torch
 
-from .coder import checksum, gather_words
+from .coder import checksum, gather_words, lay_state
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
-from .entropy.scales import decode_codes, kernel_codes
+from .entropy.scales import kernel_codes
 from .entropy.trees import decode_trees
 from .errors import Corruption
-from .fields import Permutations, Steps
+from .fields import Permutations
 from .kernels.cells import decode_cells
 from .kernels.streams import decode_four, decode_tile
+from .latents import Latents, decode_latents
 from .partition.grid import Grid
 from .partition.planes import plane_shape
 from .partition.tree import CELL_BITS
@@ -38,6 +39,7 @@ from .unit import Coding, Record
 BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
 LARGEST = float(np.finfo(np.float32).max)
 MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
+NO_SUMS = np.empty(0, np.uint32)
 Tile = tuple[int, int, int, int]
 
 
@@ -127,13 +129,47 @@ class CodedTensor:
 
     def start(self, band: Band, streams: Sequence[bytes | memoryview], pool: Executor | None = None) -> Callable[[], Decoded]:
         """Begin to decode the CTUs of a band from their streams; the returned function waits."""
+        words, bounds = gather_words(streams)
+        run, finish = self._prepare(band, words)
+
+        def decode(group: list[int]) -> bool:
+            state, left_over = run(group, bounds[group], bounds[[g + 1 for g in group]])
+            return not state.any() and not left_over.any()
+
+        groups = _lockstep_groups(band.tiles)
+        results = (
+            [pool.submit(decode, group).result for group in groups]
+            if pool
+            else [lambda group=group: decode(group) for group in groups]
+        )
+
+        def wait() -> Decoded:
+            if not all([result() for result in results]):
+                raise Corruption(f"tensor {self.record.name!r}: a stream does not end where it should: the file is damaged")
+            return finish()
+
+        return wait
+
+    def decode_joined(self, words: np.ndarray, state: np.ndarray) -> Decoded:
+        """All CTUs, one after the other, from the stream that the tensor shares with others.
+
+        words: uint32, of which the last ones that are read may be overwritten; state: uint64 (2,), state of the coder and number of the words that are
+        left, which are changed."""
+        run, finish = self._prepare(self.whole, words)
+        none = np.zeros(1, np.int64)
+        for number in range(self.grid.count):
+            of_tile = run([number], none, np.array([lay_state(words, state)]))
+            state[:] = of_tile[0][0], of_tile[1][0]
+        return finish()
+
+    def _prepare(self, band: Band, words: np.ndarray) -> tuple[Callable, Callable[[], Decoded]]:
+        """Functions that decode some CTUs of a band from the words between begin and end of each, and that return what came of all."""
         coding, record = self.coding, self.record
         down, across = slice(band.top, band.bottom), slice(band.left, band.right)
         # a transposed plane is laid out as the tensor is, so that the columns that are decoded one after the other are contiguous
         sides = (band.bottom - band.top, band.right - band.left)
         plane = torch.empty(sides[::-1] if coding.transposed else sides).numpy()
         plane = plane.T if coding.transposed else plane
-        words, bounds = gather_words(streams)
         tables, trellis = self.bank.table_set(coding.model).arrays, make_trellis(coding.states)
         logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
         row_steps, column_steps = self.row_steps[down], self.column_steps[across]
@@ -152,35 +188,22 @@ class CodedTensor:
         common += (row_steps, column_steps, plane)
         digests = np.zeros(len(band.numbers), np.uint64)
 
-        def decode(group: list[int]) -> bool:
-            tiles = [band.tiles[g] for g in group]
-            if cells is not None or len(group) == 4:
-                number = len(group)
-                state, left_over, digest = np.zeros(number, np.uint64), np.zeros(number, np.int64), np.zeros(number, np.uint64)
+        def run(group: list[int], begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            tiles, number = [band.tiles[g] for g in group], len(group)
+            state, left_over, digest = np.zeros(number, np.uint64), np.zeros(number, np.int64), np.zeros(number, np.uint64)
+            if cells is not None or number == 4:
                 top, bottom, left, right = tiles[0]
                 corners = np.array([(t[0], t[2]) for t in tiles], np.int64)
                 kernel, of_tree = (decode_four, ()) if cells is None else (decode_cells, (cells,))
-                begin, end = bounds[group], bounds[[g + 1 for g in group]]
                 first, second = np.ascontiguousarray(corners[:, 0]), np.ascontiguousarray(corners[:, 1])
                 kernel(words, begin, end, first, second, bottom - top, right - left, *of_tree, *common, state, left_over, digest)
-                digests[group] = digest
-                return not state.any() and not left_over.any()
-            good = True
-            for g, tile in zip(group, tiles):
-                state, left_over, digests[g] = decode_tile(words, bounds[g], bounds[g + 1], *tile, *common)
-                good &= state == 0 and left_over == 0
-            return good
+            else:
+                for n, tile in enumerate(tiles):
+                    state[n], left_over[n], digest[n] = decode_tile(words, begin[n], end[n], *tile, *common)
+            digests[group] = digest
+            return state, left_over
 
-        groups = _lockstep_groups(band.tiles)
-        results = (
-            [pool.submit(decode, group).result for group in groups]
-            if pool
-            else [lambda group=group: decode(group) for group in groups]
-        )
-
-        def wait() -> Decoded:
-            if not all([result() for result in results]):
-                raise Corruption(f"tensor {record.name!r}: a stream does not end where it should: the file is damaged")
+        def finish() -> Decoded:
             if overflows and not np.isfinite([plane.min(), plane.max()]).all():
                 raise Corruption(f"tensor {record.name!r}: a value is beyond float32: the file is damaged")
             restored = rebuild_powers(plane, coding.step) if logarithmic else plane
@@ -192,7 +215,7 @@ class CodedTensor:
                 restored = np.ascontiguousarray(restored.T)
             return Decoded(restored, [int(d) for d in digests])
 
-        return wait
+        return run, finish
 
     def _use_tools(self, plane: np.ndarray, band: Band) -> np.ndarray:
         """The plane (not transposed) with predictions of its columns and after its transform, float32."""
@@ -255,44 +278,44 @@ class Decoded:
 def read_side(record: Record, side: bytes, bank: ModelBank, matrices: Matrices, sums: bytes = b"") -> CodedTensor:
     """From the bytes of a coded tensor in front of its streams; Corruption if they are damaged.  sums: the checksums behind the streams,
     where the checksum of the unit is not known to hold."""
-    coding = record.coding
     checks = np.frombuffer(sums, "<u4")
     if sums and checksum(side) != checks[0]:
         raise Corruption(f"tensor {record.name!r}: checksum of its side information differs: the file is damaged")
+    latents = decode_latents(record, side)
+    return with_latents(record, latents, side[record.coding.side - parts_length(record) :], bank, matrices, checks[1:])
+
+
+def parts_length(record: Record) -> int:
+    """Bytes of a tensor that belong to tools: trees, outliers, codebooks."""
+    tools = record.coding.tools
+    return sum(tool.length for tool in (tools.tree, tools.outliers, tools.codebook) if tool)
+
+
+def with_latents(
+    record: Record, latents: Latents, parts: bytes, bank: ModelBank, matrices: Matrices, sums: np.ndarray = NO_SUMS
+) -> CodedTensor:
+    """A coded tensor from its latents and the bytes of its tools; Corruption if they are damaged."""
+    coding = record.coding
     grid = coding.grid(record.shape)
-    fields = [coding.rows, coding.columns, coding.row_steps.codes, coding.column_steps.codes]
-    numbers = [grid.rows, grid.columns, grid.rows, grid.columns]
-    if coding.prediction:
-        fields.append(coding.prediction.confidence)
-        numbers.append(plane_shape(record.shape, coding.split)[0])
-    if coding.tools.memory:
-        fields += [coding.tools.memory.labels, coding.tools.memory.confidence]
-        numbers += [grid.columns, grid.columns]
-    place, arrays = 0, []
-    for codes, number in zip(fields, numbers):
-        arrays.append(decode_codes(codes.mode, codes.spread, side[place : place + codes.length], number))
-        place += codes.length
-    if coding.prediction and not ((-CERTAIN <= arrays[4]) & (arrays[4] <= 0)).all():
+    if coding.prediction and not ((-CERTAIN <= latents.confidence) & (latents.confidence <= 0)).all():
         raise Corruption(f"tensor {record.name!r}: a confidence is outside 0..1: the file is damaged")
-    memory = read_memory(coding.tools.memory.limit, *arrays[-2:]) if coding.tools.memory else None
-    cells = None
+    memory = read_memory(coding.tools.memory.limit, latents.labels, latents.trust) if coding.tools.memory else None
+    cells, place = None, 0
     if coding.tools.tree:
-        cells = kernel_codes(decode_trees(side[place : place + coding.tools.tree.length], coding.tools.tree.model, grid).T)
-        place += coding.tools.tree.length
-    parts = []
+        place = coding.tools.tree.length
+        cells = kernel_codes(decode_trees(parts[:place], coding.tools.tree.model, grid).T)
+    of_tools = []
     for tool in (coding.tools.outliers, coding.tools.codebook):
         length = tool.length if tool else 0
-        parts.append(side[place : place + length])
+        of_tools.append(parts[place : place + length])
         place += length
     step = 1.0 if LABELLINGS.value(coding.labelling) == "logarithmic" else coding.step
-    rows, row_steps = _scales_and_steps(arrays[0], arrays[2], coding.row_steps, coding.base, step, coding.follow)
-    columns, column_steps = _scales_and_steps(arrays[1], arrays[3], coding.column_steps, 0, 1.0, False)
+    rows, row_steps = _scales_and_steps(latents.rows, latents.row_steps, coding.base, step, coding.follow)
+    columns, column_steps = _scales_and_steps(latents.columns, latents.column_steps, 0, 1.0, False)
     if coding.tools.codebook:
-        rows = kernel_codes(arrays[0], coding.base)  # a row of larger steps has as many centroids as any other
-    confidence = arrays[4] if coding.prediction else None
-    return CodedTensor(
-        record, bank, matrices, grid, rows, columns, row_steps, column_steps, confidence, memory, cells, tuple(parts), checks[1:]
-    )
+        rows = kernel_codes(latents.rows, coding.base)  # a row of larger steps has as many centroids as any other
+    sides = rows, columns, row_steps, column_steps
+    return CodedTensor(record, bank, matrices, grid, *sides, latents.confidence, memory, cells, tuple(of_tools), sums)
 
 
 def as_tensor(record: Record, values: np.ndarray, shape: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -305,7 +328,7 @@ def as_tensor(record: Record, values: np.ndarray, shape: tuple[int, ...] | None 
 
 
 def _scales_and_steps(
-    scales: np.ndarray, codes: np.ndarray, steps: Steps, base: int, step: float, follow: bool
+    scales: np.ndarray, codes: StepCodes, base: int, step: float, follow: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Kernel codes (int16) and steps (float32) of an axis from its scale codes and step codes; Corruption if a step is beyond
     float32.
@@ -314,7 +337,7 @@ def _scales_and_steps(
     indices, values = np.empty(number, np.int16), np.empty(number, np.float32)
     for at in range(0, number, BLOCK):
         block = slice(at, at + BLOCK)
-        of_block = StepCodes(codes[block], steps.unit)
+        of_block = StepCodes(codes.codes[block], codes.unit)
         values[block] = rebuild_steps(of_block, step, scales[block] if follow else None)
         indices[block] = kernel_codes(scales[block], base - of_block.index)
     return indices, values

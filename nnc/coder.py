@@ -81,6 +81,15 @@ def unpack_words(data: bytes | memoryview) -> np.ndarray:
     return np.frombuffer(bytes(data) + bytes(-len(data) % 4), "<u4").astype(np.uint32)
 
 
+def lay_state(words: np.ndarray, state: np.ndarray) -> int:
+    """Make a stream of the words that are left and of the state of their coder, which lies in the first two words of a stream that is read: its end.
+
+    words: uint32, with room for two behind those that are left; state: uint64 (2,), state of the coder and number of the words left."""
+    x, left = int(state[0]), int(state[1])
+    words[left : left + 2] = x & 0xFFFFFFFF, x >> 32
+    return left + 2
+
+
 def gather_words(streams: Sequence[bytes | memoryview]) -> tuple[np.ndarray, np.ndarray]:
     """The words of several streams in one array, and int64 (streams + 1,) where each begins; Corruption as of `unpack_words`."""
     bounds = np.cumsum([0, *(-(-len(stream) // 4) for stream in streams)])

@@ -280,7 +280,7 @@ def _place_units(path: Path, directory: Directory, entries: dict, start: int, at
             raise Corruption(f"{path}: a unit with {unit.count} tensors where one must be: the file is damaged")
         records = directory.records[first : first + unit.count]
         first += unit.count
-        length = sum(record.stored for record in records)
+        length = sum(record.stored for record in records) + unit.stream
         if unit.own:
             key = entry_key(records[0].name)
             dtype, shape, (begin, stop) = entries.get(key, ("", [], (0, 0)))

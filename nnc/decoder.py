@@ -19,6 +19,7 @@ from .directory import Unit
 from .entropy.explicit import ModelBank
 from .errors import Corruption, InvalidArgument
 from .fields import Permutations
+from .joined import start_joined
 from .prediction.reference import digest_tensor, digest_unit
 from .tiles.decode import decode_plane
 from .tools import Matrices
@@ -62,34 +63,47 @@ def decode_unit(
     Raises Corruption at once if the checksum of `data` differs, later if the streams do not decode to the levels that were coded;
     InvalidArgument if the reference is not the one that the unit was made with.
     """
-    stored = sum(record.stored for record in records)
+    stored = sum(record.stored for record in records) + unit.stream
     if len(data) != stored:
         raise Corruption(f"unit of {records[0].name!r}: {len(data)} bytes, its records say {stored}: the file is damaged")
     if checksum(data) != unit.checksum:
         raise Corruption(f"unit of {records[0].name!r}: checksum differs: the file is damaged")
-    jobs = []
-    at = 0
-    view = memoryview(data)
     for record in records:
-        if record.kind == "alias":
-            continue
-        part = view[at : at + record.stored]
-        at += record.stored
         if record.referenced:  # before anything of this size is allocated
             if reference is None:
                 raise InvalidArgument(f"tensor {record.name!r} is a difference to a reference: name that")
             reference.check(record)
-        jobs.append(start_record(record, part, bank, pool, permutations, matrices))
+    own = split_unit(records, data)
+    joined = [(record, part) for record, part in own if record.joined]
+    jobs = {r.name: start_record(r, part, bank, pool, permutations, matrices) for r, part in own if not r.joined}
+    together = start_joined(*zip(*joined), memoryview(data)[stored - unit.stream :], bank, matrices, pool) if joined else list
 
     def wait() -> list[torch.Tensor]:
         bases = _read_reference(unit, records, reference)
-        results = [job(base) for job, base in zip(jobs, bases)]
+        ready = {record.name: found for (record, _), found in zip(joined, together())}
+        results = []
+        for (record, _), base in zip(own, bases):
+            if record.joined:
+                found = ready.pop(record.name)
+                results.append((found.coded.finish(found.decoded, base, permutations), found.decoded.digests))
+            else:
+                results.append(jobs[record.name](base))
         digest = chain_digests([d for _, digests in results for d in digests])
         if digest != unit.digest:
             raise Corruption(f"unit of {records[0].name!r}: digest of the levels differs: the file is damaged")
         return [tensor for tensor, _ in results]
 
     return wait
+
+
+def split_unit(records: tuple[Record, ...], data: bytes) -> list[tuple[Record, memoryview]]:
+    """The records of a unit, aliases left out, each with its bytes; what is left behind them is the joined stream."""
+    view, at, found = memoryview(data), 0, []
+    for record in records:
+        if record.kind != "alias":
+            found.append((record, view[at : at + record.stored]))
+            at += record.stored
+    return found
 
 
 def start_record(
@@ -100,7 +114,7 @@ def start_record(
     permutations: Permutations = (),
     matrices: Matrices = (),
 ) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
-    """Start to decode one tensor from its bytes; the returned function takes its counterpart in the reference, if it needs one, and
+    """Start to decode one tensor that is not joined from its bytes; the returned function takes its counterpart in the reference, if it needs one, and
     waits for the tensor and the digests of its streams."""
     if record.kind == "coded":
         return _start_coded(record, data, bank, pool, permutations, matrices)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from .bits import Reader, Writer
 from .entropy.explicit import MAX_SETS, ExplicitSet, ModelBank
 from .errors import Corruption
-from .fields import Lanes, Permutations
+from .fields import MAX_BYTES, Lanes, Permutations
 from .prediction.permutation import (
     MAX_LENGTH,
     decode_permutation,
@@ -29,28 +29,38 @@ MAX_EXPANSION = 1 << 12  # ... and this many per byte of the file
 @dataclass(frozen=True)
 class Unit:
     """A run of `count` records.  own: stored in its own entry, named as its first record; checksum: CRC-32 of the bytes; digest:
-    of all levels, 0 if nothing in it is coded; reference: digest of what its records take from the reference, empty if nothing."""
+    of all levels, 0 if nothing in it is coded; reference: digest of what its records take from the reference, empty if nothing; stream: bytes of
+    the stream of the joined records, behind all others."""
 
     count: int
     own: bool
     checksum: int
     digest: int
     reference: bytes = b""
+    stream: int = 0
 
-    def write(self, out: Writer) -> None:
+    def write(self, out: Writer, records: tuple[Record, ...]) -> None:
+        """records: its own."""
         out.varint(2 * self.count + self.own)
         out.fixed32(self.checksum)
         out.fixed32(self.digest)
         out.raw(self.reference)
+        if any(record.joined for record in records):
+            out.varint(self.stream)
 
     @classmethod
     def read(cls, data: Reader, records: tuple[Record, ...], first: int) -> Unit:
         """The next unit; first: number of its first record."""
         head = data.varint("records of a unit", 2 * len(records) + 1)
         unit = cls(head >> 1, bool(head & 1), data.fixed32("checksum of a unit"), data.fixed32("digest of a unit"))
-        if not any(record.referenced for record in records[first : first + unit.count]):
-            return unit
-        return replace(unit, reference=data.raw(DIGEST, "digest of the reference"))
+        own = records[first : first + unit.count]
+        if any(record.referenced for record in own):
+            unit = replace(unit, reference=data.raw(DIGEST, "digest of the reference"))
+        if any(record.joined for record in own):
+            if unit.own:
+                raise Corruption(f"tensor {own[0].name!r} is joined with others, and has an entry of its own: the file is damaged")
+            unit = replace(unit, stream=data.varint("length of a joined stream", MAX_BYTES))
+        return unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +156,10 @@ class Directory:
         for lane in lanes:
             out.block(lane.data())
         out.varint(len(self.units))
+        at = 0
         for unit in self.units:
-            unit.write(out)
+            unit.write(out, self.records[at : at + unit.count])
+            at += unit.count
         return out.data()
 
     @classmethod

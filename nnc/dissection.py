@@ -8,19 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from .archive import open_compressed
-from .coder import unpack_words
-from .entropy.explicit import ModelBank
+from .coder import lay_state, unpack_words
 from .entropy.parametric import CLASSES
-from .entropy.scales import decode_codes, kernel_codes
+from .entropy.scales import kernel_codes
 from .entropy.trees import Trees, read_trees
 from .errors import Corruption, InvalidArgument
-from .fields import Codes
 from .kernels.cells import measure_cells
 from .partition.grid import Grid
 from .partition.tree import CELL, CELL_BITS, SKIP, cell_shape, cell_tiles, leaf_places
-from .quantize.steps import StepCodes
 from .quantize.trellis import LABELLINGS, make_trellis
-from .unit import Coding, Record
+from .reading import Stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,30 +78,36 @@ def dissect(path: str | os.PathLike, name: str) -> Partition:
     with open_compressed(path) as archive:
         if name not in archive.sources:
             raise InvalidArgument(f"{path}: no tensor {name!r} in this file")
-        record, data, bank = archive.read_stored(name)
+        stored = archive.read_stored(name)
+    record = stored.record
     if record.kind == "tiled" or (record.coding and record.coding.tools.codebook):
         raise InvalidArgument(f"{path}: tensor {name!r} has tiles or a codebook in place of a partition: name another")
     if record.kind != "coded":
         raise InvalidArgument(
             f"{path}: tensor {name!r} is kept as {record.kind}, without loss: only coded tensors have a partition"
         )
-    return _dissect(record, data, bank, name)
+    return _dissect(stored, name)
 
 
-def _dissect(record: Record, data: bytes, bank: ModelBank, name: str) -> Partition:
-    coding = record.coding
+def _dissect(stored: Stored, name: str) -> Partition:
+    record, coding, latents = stored.record, stored.record.coding, stored.latents
     grid = coding.grid(record.shape)
-    rows, columns = _axis_codes(coding, data, grid)
-    trees = _read_trees(coding, data, grid)
+    rows = kernel_codes(latents.rows, coding.base - latents.row_steps.index)
+    columns = kernel_codes(latents.columns, -latents.column_steps.index)
+    tree = coding.tools.tree
+    trees = read_trees(stored.parts[: tree.length], tree.model, grid) if tree else None
     cells, cut = (np.zeros((1, 1), np.int16), 62) if trees is None else (kernel_codes(trees.field), CELL_BITS)
     shape = cell_shape(grid.rows, grid.columns)
     bits, indices, coded = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
-    tables, trellis = bank.table_set(coding.model).arrays, make_trellis(coding.states)
-    place = coding.side
-    for tile, length in zip(grid.tiles(), coding.streams):
-        words = unpack_words(data[place : place + length])
-        place += length
-        common = (cells, cut, rows, columns, CLASSES, tables, trellis.next_state, coding.shift)
+    tables, trellis = stored.bank.table_set(coding.model).arrays, make_trellis(coding.states)
+    common = (cells, cut, rows, columns, CLASSES, tables, trellis.next_state, coding.shift)
+    for number, tile in enumerate(grid.tiles()):
+        if stored.coder:
+            words, state = stored.coder
+            end = lay_state(words, state)
+            state[:] = measure_cells(words, 0, end, *tile, *common, bits, indices, coded)
+            continue
+        words = unpack_words(stored.streams[number])
         if any(measure_cells(words, 0, len(words), *tile, *common, bits, indices, coded)):
             raise Corruption(f"tensor {record.name!r}: a stream does not end where it should: the file is damaged")
     with np.errstate(invalid="ignore"):
@@ -121,34 +124,11 @@ def _dissect(record: Record, data: bytes, bank: ModelBank, name: str) -> Partiti
         coding.model,
         coding.base,
         size,
-        coding.length,
+        round(bits.sum() / 8) if coding.joined else coding.length,
         _units(grid, trees, bits),
         indices,
         bits,
     )
-
-
-def _axis_codes(coding: Coding, data: bytes, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """What rows and columns add to the scale index, as the kernels take it."""
-    fields: list[Codes] = [coding.rows, coding.columns, coding.row_steps.codes, coding.column_steps.codes]
-    codes, place = [], 0
-    for part, number in zip(fields, (grid.rows, grid.columns, grid.rows, grid.columns)):
-        codes.append(decode_codes(part.mode, part.spread, data[place : place + part.length], number))
-        place += part.length
-    moved = [StepCodes(codes[2 + n], steps.unit).index for n, steps in enumerate((coding.row_steps, coding.column_steps))]
-    return kernel_codes(codes[0], coding.base - moved[0]), kernel_codes(codes[1], -moved[1])
-
-
-def _read_trees(coding: Coding, data: bytes, grid: Grid) -> Trees | None:
-    tree = coding.tools.tree
-    if tree is None:
-        return None
-    place = coding.side
-    for part in reversed(list(coding.tools.codes())):
-        place -= part.length
-        if part is tree:
-            break
-    return read_trees(data[place : place + tree.length], tree.model, grid)
 
 
 def _units(grid: Grid, trees: Trees | None, bits: np.ndarray) -> tuple[CodingUnit, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from .bases import Basis
+from .latents import Latents
 from .outliers import Outliers
 from .prediction.memory import MemoryCodes
 from .unit import Record
@@ -76,13 +78,24 @@ class Outlying:
 
 
 @dataclass(frozen=True, eq=False)
+class Joint:
+    """What is left of a small coded tensor where it shares a stream with others.  latents: of it; parts: bytes of its tools; tiles: of every CTU a
+    function that pushes its levels onto a coder, (words, state, number of words) -> (state, number of words); most: words that they push."""
+
+    latents: Latents
+    parts: bytes
+    tiles: tuple[Callable[[np.ndarray, np.uint64, int], tuple[np.uint64, int]], ...]
+    most: int
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedTensor:
     """record: for the directory; data: its bytes in the unit; digests: of its streams; content: CRC-32 of the bytes of the tensor
     it decodes to.
 
     error, energy: sums of squared errors and of squared weights; loss: as predicted from calibration, None without; reference: digest of
     what it takes from the reference, empty if nothing; saved: bits that a memory is reckoned to have saved at these steps, without
-    calibration."""
+    calibration; joint: how it is joined with others, None if it is not."""
 
     record: Record
     data: bytes
@@ -93,6 +106,7 @@ class EncodedTensor:
     loss: float | None = None
     reference: bytes = b""
     saved: float = 0.0
+    joint: Joint | None = None
 
     def cost(self, price: float | None) -> float:
         """What ways to code the same tensor are compared by: bits, and loss at `price` per bit; without a price half a bit per weight for an

@@ -11,20 +11,23 @@ import torch
 
 from .coder import checksum, pack_words
 from .directory import MAX_EXPANSION
-from .encoded import PLAIN, EncodedTensor, Layout, Outlying, Predicted, tensor_bytes
+from .encoded import PLAIN, EncodedTensor, Joint, Layout, Outlying, Predicted, tensor_bytes
 from .entropy.explicit import TABLES, ModelBank
-from .entropy.scales import OFF, encode_codes
+from .entropy.scales import OFF
 from .entropy.trees import encode_trees
 from .exact import encode_exact
 from .feedback import find_levels_with_feedback
-from .fields import Codes, Orders, Prediction, Steps
+from .fields import NO_CODES, Orders, Prediction, Steps
 from .job import Job
 from .kernels.planes import error_and_energy
-from .kernels.words import encode_tile, rebuild_tile
+from .kernels.words import encode_tile, push_tile, rebuild_tile
+from .latent_choice import choose_codes
+from .latents import Latents
 from .memories import refit_memory
+from .packing import may_join, pack_tensor
 from .partition.grid import choose_grid, choose_strips
 from .partition.planes import choose_split, plane_shape
-from .quantize.logarithm import RESOLUTION, logarithms, rebuild_powers
+from .quantize.logarithm import rebuild_powers
 from .quantize.steps import UNITS, StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
 from .rdo import (
@@ -48,16 +51,14 @@ from .sensitivity import (
     Sensitivity,
     choose_steps,
     following_steps,
-    short_step,
 )
 from .splitting import Task, choose_trees, deviates, place, skipped_cells
 from .substitution import FrozenCodec, measure_loss, substitute
 from .tools import Memory, Tools, Transform, Tree
-from .unit import Coding, Record, join_parts
+from .unit import Coding, Record
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
 MAX_EMPTY = 1 << 22  # bytes of a tensor that may shrink to nothing; readers bound the tensors of a file by its size
-FINEST_VECTOR, COARSEST_VECTOR = 1 / 512, 1 / 2  # steps of vectors, of their rms
 MEMORY_AREA = 1 << 20  # weights of a CTU in which columns are foretold by memories
 FINEST = 1 << 20  # largest weight in steps: levels of the format end at 2^22, and float32 has 24 bits
 LOGARITHMIC = LABELLINGS.id("logarithmic")
@@ -107,7 +108,7 @@ def encode_coded(
     if layout.memory:
         job, saved = _refit_memory(job, search, pool)
         powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane)))
-    return replace(_or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool)), saved=saved)
+    return replace(_or_exact(name, tensor, encode_plane(name, tensor, job, powers, search, bank, pool)), saved=saved)
 
 
 def encode_calibrated(
@@ -139,7 +140,7 @@ def encode_calibrated(
     job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers)
     job = _refit_memory(job, search, pool)[0] if layout.memory else job
     powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane))
-    return _or_exact(name, tensor, _encode_plane(name, tensor, job, powers, search, bank, pool))
+    return _or_exact(name, tensor, encode_plane(name, tensor, job, powers, search, bank, pool))
 
 
 def _inliers(plane: np.ndarray, outliers: Outlying | None) -> np.ndarray:
@@ -151,61 +152,6 @@ def _or_exact(name: str, tensor: torch.Tensor, encoded: EncodedTensor | None) ->
     return encoded if enough else encode_exact(name, tensor)
 
 
-def encode_logarithmic(
-    name: str, tensor: torch.Tensor, bank: ModelBank, coarse: int = 0, sensitivity: Sensitivity | None = None
-) -> EncodedTensor | None:
-    """Code a tensor of positive values on the logarithmic grid, 2^(coarse / 2) of its points apart; None if it has others."""
-    split, plane = make_plane(tensor)
-    levels = logarithms(plane)
-    if levels is None:
-        return None
-    steps = StepCodes(np.full(len(plane), coarse, np.int16), UNITS.value(0)), StepCodes.even(plane.shape[1])
-    job = Job(levels[0], split, 1.0, levels[1], False, steps if coarse else None, sensitivity)
-    powers = measure_powers(job.relative_plane(levels[0]))
-    return _encode_plane(name, tensor, job, powers, Search(1, LOGARITHMIC, 0.0, 1), bank, None)
-
-
-def encode_fine(
-    name: str,
-    tensor: torch.Tensor,
-    step: float,
-    search: Search,
-    coarse: int | None,
-    sensitivity: Sensitivity | None = None,
-    predicted: Predicted | None = None,
-) -> EncodedTensor:
-    """Code a tensor with one long axis: positive values on the logarithmic grid, others with the step, and either as the difference to
-    its prediction if that is shorter.  coarse: of the logarithmic grid, None to leave it out."""
-    best = None if coarse is None else encode_logarithmic(name, tensor, ModelBank(), coarse, sensitivity)
-    if best is None:
-        powers = measure_powers(make_plane(tensor)[1])
-        best = encode_coded(name, tensor, powers, step, search, ModelBank(), sensitivity=sensitivity)
-    if predicted is None:
-        return best
-    powers = measure_powers(make_plane(tensor)[1] - predicted.plane)
-    other = encode_coded(name, tensor, powers, step, search, ModelBank(), sensitivity=sensitivity, predicted=predicted)
-    return min(best, other, key=lambda encoded: len(encoded.data) + 3 * bool(encoded.reference))
-
-
-def encode_vector(
-    name: str,
-    tensor: torch.Tensor,
-    powers: Powers,
-    sensitivity: Sensitivity,
-    factor: float,
-    search: Search,
-    predicted: Predicted | None = None,
-) -> EncodedTensor:
-    """Code a tensor with one long axis at the step that its sensitivity asks for, positive values on the logarithmic grid."""
-    plane = make_plane(tensor)[1]
-    power = np.outer(sensitivity.rows**-2.0, sensitivity.columns**-2.0)  # squared errors cost that much
-    octaves = factor / (np.log(2) * np.sqrt((power * np.square(plane, dtype=np.float64)).mean()))
-    coarse = 2 * int(np.clip(np.floor(np.log2(RESOLUTION * octaves)), 0, 5))  # whole octaves: all points are of the fine grid
-    wanted = factor / np.sqrt(power.mean())
-    step = short_step(min(max(wanted, FINEST_VECTOR * powers.rms), COARSEST_VECTOR * powers.rms))
-    return encode_fine(name, tensor, step, search, coarse, sensitivity, predicted)
-
-
 def _refit_memory(job: Job, search: Search, pool: Executor | None) -> tuple[Job, float]:
     """The job with a memory for its steps, and the bits that it is reckoned to save; steps that follow scales are taken for equal ones."""
     rows, columns = job.steps or (StepCodes.even(len(job.plane)), StepCodes.even(job.plane.shape[1]))
@@ -215,7 +161,7 @@ def _refit_memory(job: Job, search: Search, pool: Executor | None) -> tuple[Job,
     return replace(job, layout=replace(job.layout, memory=memory)), saved
 
 
-def _encode_plane(
+def encode_plane(
     name: str,
     tensor: torch.Tensor,
     job: Job,
@@ -224,7 +170,7 @@ def _encode_plane(
     bank: ModelBank,
     pool: Executor | None,
 ) -> EncodedTensor | None:
-    """Code a plane; powers: of its relative plane.  None if the step is too fine for its largest weight."""
+    """Code a plane of any tensor; powers: of its relative plane.  None if the step is too fine for its largest weight."""
     trellis = make_trellis(search.states)
     plane, grid_step = job.plane, job.grid_step
     scales = fit_scales(powers, trellis.spacing * grid_step, job.follow, job.steps)
@@ -293,30 +239,38 @@ def _encode_plane(
             model, offset, _ = choose_model(counts, bank, scales.offsets())
         number += 1
     scales = move(scales, offset)
+    inner = int(np.prod(tensor.shape[job.split + 1 :]))
+    taps = tuple(inner if turned and number % inner == 0 else 1 for turned, number in ((job.transposed, grid.rows), (not job.transposed, grid.columns)))
+    scales = choose_codes(scales, levels, grid, level_bits(bank, model), search.states, taps, run)
     tables = bank.table_set(model).arrays
     values = np.empty(plane.shape, np.float32, order="F" if memory else "C")  # what is foretold are columns
     labelling = 0 if search.labelling == LOGARITHMIC else search.labelling
 
-    def encode(found: np.ndarray, tile: tuple[int, int, int, int]) -> tuple[bytes, int]:
-        words = np.empty(3 * len(found) + 4, np.uint32)
-        number, digest = encode_tile(found, codes_of(tile, scales), tables, trellis.next_state, scales.shift, words)
+    def push(found: np.ndarray, codes: np.ndarray) -> Callable:
+        return lambda words, x, number: push_tile(found, codes, tables, trellis.next_state, scales.shift, words, np.uint64(x), number)[:2]
+
+    def encode(found: np.ndarray, tile: tuple[int, int, int, int]) -> tuple[bytes, int, Callable]:
+        words, indices = np.empty(3 * len(found) + 4, np.uint32), codes_of(tile, scales)
+        number, digest = encode_tile(found, indices, tables, trellis.next_state, scales.shift, words)
         codes = scales.kernel_rows, scales.kernel_columns, *scales.cells
         rebuild_tile(found, *tile, *codes, trellis.next_state, labelling, row_steps, column_steps, values)
         if memory:
             memory.add(values, [tile])  # in place, as the order of memory is that of the columns
-        return pack_words(words[:number]), int(digest)
+        return pack_words(words[:number]), int(digest), push(found, indices)
 
-    streams, digests = zip(*run(encode, levels, tiles))
-    sides = [scales.rows, scales.columns, scales.of_rows.codes, scales.of_columns.codes]
-    sides += [job.predicted.confidence] if job.predicted else []
-    sides += [memory.labels, memory.confidence] if memory else []
-    arrays = [encode_codes(codes) for codes in sides]
-    codes = [Codes(mode, spread, len(data)) for mode, spread, data in arrays]
-    side = b"".join(data for _, _, data in arrays)
-    tree = None
+    streams, digests, pushes = zip(*run(encode, levels, tiles))
+    latents = Latents(
+        scales.of_rows,
+        scales.of_columns,
+        scales.rows,
+        scales.columns,
+        job.predicted.confidence if job.predicted else None,
+        *((memory.labels, memory.confidence) if memory else ()),
+    )
+    tree, parts = None, b""
     if scales.trees:
-        tree_model, data = encode_trees(scales.trees, grid)
-        tree, side = Tree(tree_model, len(data)), side + data
+        tree_model, parts = encode_trees(scales.trees, grid)
+        tree = Tree(tree_model, len(parts))
     if search.labelling == LOGARITHMIC:
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
@@ -343,13 +297,17 @@ def _encode_plane(
         model,
         scales.base,
         noise,
-        *codes[:2],
-        Steps(codes[2], scales.of_rows.unit),
-        Steps(codes[3], scales.of_columns.unit),
-        tuple(map(len, streams)),
-        Prediction(Orders(*job.predicted.orders), codes[4]) if job.predicted else None,
-        _name_tools(job, codes[-2:], tree),
+        NO_CODES,
+        NO_CODES,
+        Steps(NO_CODES, UNITS.value(0)),
+        Steps(NO_CODES, UNITS.value(0)),
+        (),
+        Prediction(Orders(*job.predicted.orders), NO_CODES) if job.predicted else None,
+        _name_tools(job, tree),
     )
+    parts += job.outliers.data if job.outliers else b""
+    coding, data = pack_tensor(coding, tuple(tensor.shape), latents, parts, streams)
+    joint = Joint(latents, parts, pushes, 3 * tensor.numel() + 4 * len(tiles)) if may_join(coding, data) else None
     record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
     loss = None
     if job.sensitivity:
@@ -368,15 +326,14 @@ def _encode_plane(
         job.outliers.place(final)
     content = checksum(tensor_bytes(final))
     reference = job.predicted.digest if job.predicted else b""
-    side += job.outliers.data if job.outliers else b""
-    return EncodedTensor(record, join_parts(side, streams), digests, content, error, energy, loss, reference)
+    return EncodedTensor(record, data, digests, content, error, energy, loss, reference, joint=joint)
 
 
-def _name_tools(job: Job, codes: list[Codes], tree: Tree | None) -> Tools:
-    """What a record says; codes: of the memory."""
+def _name_tools(job: Job, tree: Tree | None) -> Tools:
+    """What a record says, without codes."""
     layout = job.layout
     transform = Transform(tuple((number, stride) for number, _, stride in layout.basis.steps)) if layout.basis else None
-    memory = Memory(layout.memory.limit, *codes) if layout.memory else None
+    memory = Memory(layout.memory.limit, NO_CODES, NO_CODES) if layout.memory else None
     return Tools(transform, memory, tree, job.outliers.record if job.outliers else None)
 
 

@@ -15,7 +15,7 @@ from .cluster.choice import Request, encode_best
 from .config import Config
 from .directory import ReferenceEntry
 from .encoded import PLAIN, EncodedTensor, Layout, Outlying, Predicted
-from .encoder import encode_calibrated, encode_coded, encode_fine, encode_vector
+from .encoder import encode_calibrated, encode_coded
 from .entropy.explicit import ModelBank
 from .entropy.parametric import SHAPES
 from .exact import encode_exact, encode_plain, encode_same
@@ -27,6 +27,7 @@ from .sensitivity import Sensitivity, short_step
 from .tiling.choice import encode_alternative
 from .tools import NO_TOOLS, Matrices
 from .unit import Record
+from .vectors import encode_fine, encode_vector
 from .workers import Workers
 
 Progress = Callable[[int, int, str], None]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .entropy.scales import MODES, SPREADS
+from .entropy.scales import LEARNED, MODES, SPREADS
 from .errors import Corruption
 from .quantize.steps import UNITS
 
@@ -45,40 +45,50 @@ class Lanes(NamedTuple):
 
 @dataclass(frozen=True)
 class Codes:
-    """Row or column codes in the unit: mode and spread as in `entropy.scales`, length in bytes."""
+    """Row or column codes in the unit: mode and spread as in `entropy.scales`, length in bytes; those that are coded with the other latents
+    have no bytes of their own, and say nothing here."""
 
     mode: str
     spread: int
     length: int
 
     def write(self, out: Lanes) -> None:
+        if self.mode == LEARNED:
+            return
         out.codes.byte(MODES.id(self.mode) * SPREADS + self.spread)
         if self.mode != "none":
             out.lengths.varint(self.length)
 
     @classmethod
-    def read(cls, data: Lanes) -> Codes:
+    def read(cls, data: Lanes, learned: bool = False) -> Codes:
+        if learned:
+            return LEARNED_CODES
         number = data.codes.byte("scale code mode", 4 * SPREADS - 1)
         mode = MODES.value(number // SPREADS)
         return cls(mode, number % SPREADS, 0 if mode == "none" else data.lengths.varint("length of scale codes", MAX_BYTES))
 
 
+NO_CODES = Codes("none", 0, 0)
+LEARNED_CODES = Codes(LEARNED, 0, 0)
+
+
 @dataclass(frozen=True)
 class Steps:
-    """Codes of the steps of the rows or columns in the unit; unit: of a code, in 128ths of an octave."""
+    """Codes of the steps of the rows or columns in the unit; unit: of a code, in 128ths of an octave; that of learned codes is with them."""
 
     codes: Codes
     unit: int
 
     def write(self, out: Lanes) -> None:
         self.codes.write(out)
-        if self.codes.mode != "none":
+        if self.codes.mode not in ("none", LEARNED):
             out.codes.byte(UNITS.id(self.unit))
 
     @classmethod
-    def read(cls, data: Lanes) -> Steps:
-        codes = Codes.read(data)
-        return cls(codes, UNITS.value(data.codes.byte("unit of step codes")) if codes.mode != "none" else UNITS.value(0))
+    def read(cls, data: Lanes, learned: bool = False) -> Steps:
+        codes = Codes.read(data, learned)
+        unit = 0 if codes.mode in ("none", LEARNED) else data.codes.byte("unit of step codes")
+        return cls(codes, UNITS.value(unit))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a compressed checkpoint says about itself: no tensor is decoded."""
+"""What a compressed checkpoint says about itself.  Of small tensors that share a stream only decoding tells what each of them takes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .archive import open_compressed
+import numpy as np
+
+from .archive import Archive, open_compressed
 from .container import INDEX_NAME
 from .quantize.trellis import LABELLINGS
+from .reading import joined_bits
 from .unit import Record
 
 
@@ -16,7 +19,7 @@ from .unit import Record
 class TensorInfo:
     """One tensor.  step, snr (dB, to half a decibel): of coded and tiled ones, else None; states, labelling: of coded
     ones; bytes: of its streams and codes; bits: per element; share:
-    of all bytes of the files; tools: names of those that it uses."""
+    of all bytes of the files; tools: names of those that it uses; latents: how those of a coded one are coded."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,12 +34,13 @@ class TensorInfo:
     snr: float | None
     share: float
     tools: tuple[str, ...] = ()
+    latents: str | None = None
 
 
 @dataclass(frozen=True)
 class FileInfo:
     """A compressed checkpoint.  reference: name of the one that it is a difference to ("" if it had none), None if there is none;
-    payload: bytes of entropy coded levels; side: of scale codes; exact: of tensors kept without
+    payload: bytes of entropy coded levels; side: of latents and of parts of tools; exact: of tensors kept without
     loss; overhead: all others.
     """
 
@@ -61,7 +65,8 @@ class FileInfo:
 
 
 def inspect(path: str | os.PathLike) -> FileInfo:
-    """Read the headers and directories of a compressed file or folder."""
+    """Read the headers and directories of a compressed file or folder, and the small units in which tensors share a stream; Corruption if they are
+    damaged."""
     with open_compressed(path) as archive:
         records = archive.records
         index = Path(path) / INDEX_NAME
@@ -69,24 +74,41 @@ def inspect(path: str | os.PathLike) -> FileInfo:
         coded = [record.coding for record in records if record.kind == "coded"]
         tiled = [record.tiles for record in records if record.kind == "tiled"]
         own = [record for record in records if record.kind != "alias" or not record.tied]
+        joined = _joined_bytes(archive)
         return FileInfo(
             tuple(str(file.path) for file in archive.files),
             total,
             sum(record.nbytes for record in own),
             sum(record.elements for record in own if record.dtype.is_floating_point),
-            sum(sum(coding.streams) for coding in coded) + sum(tiles.length for tiles in tiled),
-            sum(coding.side for coding in coded) + sum(tiles.side for tiles in tiled),
+            sum(sum(coding.streams) for coding in coded) + sum(tiles.length for tiles in tiled) + sum(b for _, b in joined.values()),
+            sum(coding.side for coding in coded) + sum(tiles.side for tiles in tiled) + sum(a for a, _ in joined.values()),
             sum(record.stored for record in records if record.kind in ("exact", "plain")),
             archive.origin.kind,
-            tuple(_describe(record, total) for record in records),
+            tuple(_describe(record, total, sum(joined.get(record.name, (0, 0)))) for record in records),
             archive.hint,
         )
 
 
-def _describe(record: Record, total: int) -> TensorInfo:
+def _joined_bytes(archive: Archive) -> dict[str, tuple[int, int]]:
+    """Bytes of latents and of levels of the tensors that share a stream; the bytes of a stream are divided by the bits that each takes, none is
+    left over."""
+    found = {}
+    for file in archive.files:
+        for index, records in enumerate(file.unit_records()):
+            joined = [record for record in records if record.joined]
+            if not joined:
+                continue
+            bits = [part for member in joined_bits(file, index) for part in member]
+            edges = np.round(np.cumsum([0, *bits]) * file.directory.units[index].stream / max(1e-9, sum(bits))).astype(int)
+            sizes = np.diff(edges).tolist()
+            found |= {record.name: (sizes[2 * n], sizes[2 * n + 1]) for n, record in enumerate(joined)}
+    return found
+
+
+def _describe(record: Record, total: int, joined: int) -> TensorInfo:
     coding = record.coding
     quantized = coding or record.tiles
-    stored = 0 if record.kind == "alias" else record.stored
+    stored = 0 if record.kind == "alias" else record.stored + joined
     return TensorInfo(
         record.name,
         record.shape,
@@ -101,4 +123,5 @@ def _describe(record: Record, total: int) -> TensorInfo:
         quantized and quantized.noise / 2,
         stored / total,
         coding.tools.names if coding else (),
+        coding and coding.latents,
     )

@@ -1,16 +1,22 @@
-"""Rows of a tensor from the bytes that hold them, without the rest of its unit."""
+"""Single tensors, or rows of them, from the bytes that hold them."""
 
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 
-from .coded import CodedTensor, read_side
+from .coded import CodedTensor, parts_length, read_side, with_latents
+from .coder import checksum
 from .container import Container
+from .decoder import split_unit
+from .entropy.explicit import ModelBank
+from .errors import Corruption
+from .joined import start_joined, walk_joined
+from .latents import Latents, decode_latents
 from .selection import Selection
 from .unit import Record
 
@@ -71,6 +77,67 @@ def check_parts(place: Place) -> None:
         coded = _read_coded(place, data[: coding.side])
         bounds = accumulate(coding.streams, initial=coding.side)
         coded.check(coded.whole, [data[begin:end] for begin, end in pairwise(bounds)])
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor as it is stored; of coded ones: latents, bytes of its tools, streams of its CTUs, or, of joined ones, words and state of the coder in
+    front of its levels."""
+
+    record: Record
+    bank: ModelBank
+    latents: Latents | None = None
+    parts: bytes = b""
+    streams: list[bytes] = field(default_factory=list)
+    coder: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def read_stored(place: Place) -> Stored:
+    """What is stored for a tensor."""
+    record, bank = place.record, place.file.directory.bank
+    coding = record.coding
+    if record.kind != "coded":
+        return Stored(record, bank)
+    if not coding.joined:
+        part = read_unit(place.file, place.index)[place.at : place.at + record.stored]
+        streams = [part[begin:end] for begin, end in pairwise(accumulate(coding.streams, initial=coding.side))]
+        return Stored(record, bank, decode_latents(record, part), part[coding.side - parts_length(record) : coding.side], streams)
+    matrices = place.file.directory.matrices
+    for other, latents, part, coder, _ in walk_joined(*_joined_parts(place.file, place.index, place.records)):
+        if other is record:
+            break
+        with_latents(other, latents, part, bank, matrices).decode_joined(coder.words, coder.state)
+    return Stored(record, bank, latents, part, [], (coder.words, coder.state))
+
+
+def read_joined(place: Place) -> dict[str, torch.Tensor]:
+    """The joined tensors of the unit of a tensor, those that need no reference."""
+    directory = place.file.directory
+    records, parts, stream = _joined_parts(place.file, place.index, place.records)
+    found = start_joined(records, parts, stream, directory.bank, directory.matrices)()
+    return {r.name: f.coded.finish(f.decoded, None, ()) for r, f in zip(records, found) if not r.referenced}
+
+
+def joined_bits(file: Container, index: int) -> list[tuple[float, float]]:
+    """Bits of latents and of levels of every joined record of a unit."""
+    records = file.unit_records()[index]
+    parts = _joined_parts(file, index, records)
+    return [found.bits for found in start_joined(*parts, file.directory.bank, file.directory.matrices)()]
+
+
+def read_unit(file: Container, index: int) -> bytes:
+    """The bytes of a unit; Corruption if they are not those that were written."""
+    data = file.read_unit(index)
+    if checksum(data) != file.directory.units[index].checksum:
+        raise Corruption(f"unit of {file.unit_records()[index][0].name!r}: checksum differs: the file is damaged")
+    return data
+
+
+def _joined_parts(file: Container, index: int, records: tuple[Record, ...]) -> tuple[list[Record], list[memoryview], memoryview]:
+    """The joined records of a unit, their bytes outside of the stream, and the stream."""
+    unit, data = file.directory.units[index], read_unit(file, index)
+    joined = [(record, part) for record, part in split_unit(records, data) if record.joined]
+    return [record for record, _ in joined], [part for _, part in joined], memoryview(data)[len(data) - unit.stream :]
 
 
 def _read_coded(place: Place, side: bytes) -> CodedTensor:

@@ -16,8 +16,9 @@
 | points > levels | int32, numbers of centroids, a point of several weights each; no trellis | points.py, codebooks.py, cluster/ |
 | tensor > outliers | positions and values of single weights, put back last of all | outliers.py, cluster/ |
 | levels > values | float32, the integer of the grid times the step of the row, one rounding | quantize/, kernels/streams.py |
+| latents | int16 arrays of rows and columns, from which steps and scale indices follow; coded by a model that learns | latents.py, latent_choice.py |
 | levels > words | uint32, coded with the table of (scale index, quantizer) of one model | coder.py, kernels/streams.py |
-| words > unit | bytes with a Record that says how to read them, checksum, digest | unit.py, directory.py |
+| words > unit | bytes with a Record that says how to read them, checksum, digest; small tensors share one stream | unit.py, packing.py, joined.py |
 | plane > tiles | small tiles in raster order, pixels int32, predicted from those around; another way to code a plane | tiles/, tiling/ |
 | unit > container | entries of a .safetensors file, the directory deflated or mixed | container.py, entropy/mixing.py |
 
@@ -43,10 +44,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("codebooks", "tiles"),
     ("tools",),
     ("unit",),
+    ("latents",),
     ("coded", "directory", "encoded"),
+    ("joined",),
     ("container", "decoder", "exact", "rdo", "sensitivity"),
+    ("packing", "latent_choice"),
     ("feedback", "job", "memories", "pretrained_config", "splitting", "substitution"),
     ("encoder", "allocate", "reading"),
+    ("vectors",),
     ("archive",),
     ("alignment", "cluster", "tiling"),
     ("assembly", "plan", "inspection", "dissection", "restoration"),
@@ -82,7 +87,9 @@ DECODER = (
     "transform",
     "tiles",
     "unit",
+    "latents",
     "coded",
+    "joined",
     "directory",
     "container",
     "decoder",

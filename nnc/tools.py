@@ -17,10 +17,12 @@ from .errors import Corruption
 from .fields import MAX_BYTES, Codes, Lanes
 from .outliers import Outliers
 from .partition.tree import FLAGS
+from .registry import Table
 
 Matrices = tuple[np.ndarray, ...]  # of the directory, int8 (n, n) each
 MAX_STEPS = 3
 MAX_LIMIT = 15
+LATENTS = Table("coding of latents", {0: "static", 1: "learned", 2: "joined"})
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Memory:
         self.confidence.write(out)
 
     @classmethod
-    def read(cls, data: Lanes) -> Memory:
-        return cls(data.tools.byte("limit of memories", MAX_LIMIT), Codes.read(data), Codes.read(data))
+    def read(cls, data: Lanes, learned: bool) -> Memory:
+        return cls(data.tools.byte("limit of memories", MAX_LIMIT), Codes.read(data, learned), Codes.read(data, learned))
 
 
 @dataclass(frozen=True)
@@ -102,22 +104,29 @@ class Tools:
     outliers: Outliers | None = None
     codebook: Codebook | None = None
 
-    def write(self, out: Lanes) -> None:
+    def write(self, out: Lanes, latents: str) -> None:
+        """latents: how those of the tensor are coded."""
         used = self.used()
-        out.tools.byte(sum(1 << number for number, tool in enumerate(used) if tool))
+        out.tools.byte(LATENTS.id(latents) << 5 | sum(1 << number for number, tool in enumerate(used) if tool))
         for tool in used:
             if tool:
                 tool.write(out)
 
+    @staticmethod
+    def read_flags(data: Lanes) -> tuple[str, int]:
+        """How the latents are coded, and the bits of the tools."""
+        head = data.tools.byte("tools", 127)
+        return LATENTS.value(head >> 5), head & 31
+
     @classmethod
-    def read(cls, data: Lanes, shape: tuple[int, int], taps: int, shift: int, matrices: Matrices) -> Tools:
-        """Tools of a plane of this shape (not transposed), `taps` columns to an input; shift: bypass bits."""
-        flags = data.tools.byte("tools", (1 << len(cls().used())) - 1)
+    def read(cls, data: Lanes, flags: int, learned: bool, shape: tuple[int, int], taps: int, shift: int, matrices: Matrices) -> Tools:
+        """Tools of a plane of this shape (not transposed), `taps` columns to an input; flags: as of `read_flags`; learned: whether codes are with the
+        other latents; shift: bypass bits."""
         if flags & 16 and flags & 6:
             raise Corruption(f"tools {flags} do not go together: the file is damaged")
         return cls(
             Transform.read(data, shape[1], matrices) if flags & 1 else None,
-            Memory.read(data) if flags & 2 else None,
+            Memory.read(data, learned) if flags & 2 else None,
             Tree.read(data) if flags & 4 else None,
             Outliers.read(data, shape[0] * shape[1]) if flags & 8 else None,
             Codebook.read(data, shape, taps, shift) if flags & 16 else None,

@@ -20,7 +20,7 @@ from .coder import chain_digests, checksum
 from .decoder import decode_unit
 from .directory import Unit
 from .encoded import EncodedTensor
-from .encoder import count_noise, encode_vector, make_plane
+from .encoder import count_noise, make_plane
 from .encoding import Encoding
 from .entropy.explicit import ModelBank
 from .kernels.planes import error_and_energy
@@ -28,6 +28,7 @@ from .prediction.reference import digest_unit
 from .rdo import measure_powers
 from .sensitivity import Sensitivity
 from .tools import Matrices
+from .vectors import encode_vector
 
 # (state before, state after) -> divergence after, in parts of that before
 Compare = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], float]

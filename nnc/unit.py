@@ -1,14 +1,15 @@
 """What was chosen for one tensor: its record in the directory, and the layout of its bytes in a unit.
 
-A unit is the bytes of one tensor, or of several small ones in a row, with one checksum and one digest.  The record of a tensor
-says how to read its part:
+A unit is the bytes of one tensor, or of several small ones in a row, with one checksum and one digest.  Small coded tensors are joined: the
+latents and levels of all that are in one unit are one stream behind the other parts, since every stream of its own costs some three bytes
+to end.  The record of a tensor says how to read its part:
 
     plain      its own entry of the container, own dtype
     exact      bytes, filtered and deflated
     constant   one element, repeated
     alias      another tensor of the same file
-    coded      row codes, column codes, row steps, column steps, confidences, those of the tools, then one ANS
-                 stream per CTU in raster order and, if there are several, a checksum of each of these parts
+    coded      latents (row steps, column steps, row codes, column codes, confidences, those of a memory), parts of other
+                 tools, then one ANS stream per CTU in raster order and, if there are several, a checksum of each of these parts
     same       the tensor of the same name in the reference
     tiled      scales, tables, weights of the predictor, then one ANS stream of all tiles
 
@@ -26,6 +27,7 @@ import torch
 
 from .coder import checksum
 from .entropy.parametric import CLASSES
+from .entropy.scales import LEARNED
 from .errors import Corruption
 from .fields import MAX_BYTES, Codes, Lanes, Orders, Permutations, Prediction, Steps
 from .partition.grid import Grid, checked_grid
@@ -41,6 +43,7 @@ MAX_NAME = 4096
 MAX_ELEMENTS = 1 << 40
 MAX_SHIFT = 16
 MAX_TENSORS = 1 << 24
+MAX_JOINED = 1 << 12  # CTUs of a joined tensor
 
 DTYPES = Table(
     "dtype",
@@ -80,7 +83,8 @@ class Coding:
 
     transposed: whether the plane is the transposed one; follow: whether the steps of the rows follow their scale codes; step:
     distance of neighbouring reconstruction points, float32; base: scale index added to all codes; model: number in the model
-    bank; streams: bytes per CTU; noise: signal to noise ratio of the tensor in half decibels, 0..255 (information only).
+    bank; streams: bytes per CTU, zeros if they are joined; noise: signal to noise ratio of the tensor in half decibels, 0..255 (information
+    only); latents: "static", each array in a mode of its own; "learned", all in one stream of `latent_bytes`; "joined", in that of the unit.
     """
 
     split: int
@@ -102,6 +106,8 @@ class Coding:
     streams: tuple[int, ...]
     prediction: Prediction | None = None
     tools: Tools = NO_TOOLS
+    latents: str = "static"
+    latent_bytes: int = 0
 
     def write(self, out: Lanes) -> None:
         out.recipes.byte(self.transposed << 7 | self.follow << 6 | self.labelling << 4 | self.split)
@@ -112,24 +118,28 @@ class Coding:
         out.models.byte(self.model)
         out.bases.byte(self.base)
         out.noises.byte(self.noise)
+        if self.latents == "learned":
+            out.lengths.varint(self.latent_bytes)
         self.rows.write(out)
         self.columns.write(out)
         self.row_steps.write(out)
         self.column_steps.write(out)
         if self.prediction:
             self.prediction.write(out)
-        self.tools.write(out)
+        self.tools.write(out, self.latents)
         if len(self.streams) == 1:
             out.grids.varint(0)
         else:
             out.grids.varint(self.height)
             out.grids.varint(self.width)
-        for length in self.streams:
+        for length in () if self.latents == "joined" else self.streams:
             out.lengths.varint(length)
 
     @classmethod
     def read(cls, data: Lanes, shape: tuple[int, ...], models: int, permutations: Permutations | None, matrices: Matrices) -> Coding:
         """permutations: those of the directory for a predicted tensor, None for one that is coded alone; matrices: of the directory."""
+        latents, flags = Tools.read_flags(data)
+        learned = latents != "static"
         head = data.recipes.byte("labelling and plane recipe")
         transposed, follow, labelling, split = bool(head >> 7), bool(head >> 6 & 1), head >> 4 & 3, head & 15
         LABELLINGS.value(labelling)
@@ -148,28 +158,32 @@ class Coding:
         model = data.models.byte("model", models - 1)
         base = data.bases.byte("base scale index", CLASSES)
         noise = data.noises.byte("noise")
-        rows, columns, row_steps, column_steps = Codes.read(data), Codes.read(data), Steps.read(data), Steps.read(data)
-        if labelling == 2 and (transposed or column_steps.codes.mode != "none"):
+        latent_bytes = data.lengths.varint("length of latents", MAX_BYTES) if latents == "learned" else 0
+        rows, columns, row_steps, column_steps = (kind.read(data, learned) for kind in (Codes, Codes, Steps, Steps))
+        if labelling == 2 and (transposed or column_steps.codes.mode not in ("none", LEARNED)):
             raise Corruption("the logarithmic grid has neither column steps nor transposed planes: the file is damaged")
         prediction = None
         if permutations is not None:
-            prediction = Prediction(Orders.read(data, plane_shape(shape, split), permutations), Codes.read(data))
+            prediction = Prediction(Orders.read(data, plane_shape(shape, split), permutations), Codes.read(data, learned))
         if labelling == 2 and prediction:
             raise Corruption("the logarithmic grid has no predictions: the file is damaged")
-        tools = Tools.read(data, plane_shape(shape, split), prod(shape[split + 1 :]), shift, matrices)
+        tools = Tools.read(data, flags, learned, plane_shape(shape, split), prod(shape[split + 1 :]), shift, matrices)
         if labelling == 2 and tools != NO_TOOLS:
             raise Corruption("the logarithmic grid has no tools: the file is damaged")
-        if tools.codebook and (states > 1 or transposed or follow or column_steps.codes.mode != "none"):
+        if tools.codebook and (states > 1 or transposed or follow or column_steps.codes.mode not in ("none", LEARNED)):
             raise Corruption("a codebook goes with one state, without column steps and transposed planes: the file is damaged")
         high, wide = tools.codebook.layout.grid if tools.codebook else plane_shape(shape, split, transposed)
         height = data.grids.varint("CTU height", MAX_ELEMENTS)
         width = data.grids.varint("CTU width", MAX_ELEMENTS) if height else wide
         grid = checked_grid(high, wide, height or high, width)
-        if grid.count > data.lengths.left:  # every stream length takes a byte at least
+        if latents == "joined":
+            if grid.count > MAX_JOINED:
+                raise Corruption(f"{grid.count} joined CTUs, the limit is {MAX_JOINED}: the file is damaged")
+        elif grid.count > data.lengths.left:  # every stream length takes a byte at least
             raise Corruption(f"{grid.count} CTUs in {data.lengths.left} bytes of lengths: the file is damaged")
         if tools.tree:
             check_cells(grid)
-        streams = tuple(data.lengths.varint("stream length", MAX_BYTES) for _ in range(grid.count))
+        lengths = (0 if latents == "joined" else data.lengths.varint("stream length", MAX_BYTES) for _ in range(grid.count))
         return cls(
             split,
             transposed,
@@ -187,9 +201,11 @@ class Coding:
             columns,
             row_steps,
             column_steps,
-            streams,
+            tuple(lengths),
             prediction,
             tools,
+            latents,
+            latent_bytes,
         )
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
@@ -199,16 +215,20 @@ class Coding:
         return Grid(*sides, self.height, self.width)
 
     @property
+    def joined(self) -> bool:
+        return self.latents == "joined"
+
+    @property
     def side(self) -> int:
-        """Bytes of codes before the streams."""
+        """Bytes before the streams, of latents and of parts of tools."""
         codes = [self.rows, self.columns, self.row_steps.codes, self.column_steps.codes]
         of_tools = sum(part.length for part in self.tools.codes())
-        return sum(part.length for part in codes) + (self.prediction.confidence.length if self.prediction else 0) + of_tools
+        return self.latent_bytes + sum(part.length for part in codes) + (self.prediction.confidence.length if self.prediction else 0) + of_tools
 
     @property
     def checks(self) -> int:
         """Bytes of the checksums of its parts, behind the streams; of one CTU there are none, since all of it is needed anyway."""
-        return 4 * (len(self.streams) + 1) if len(self.streams) > 1 else 0
+        return 4 * (len(self.streams) + 1) if len(self.streams) > 1 and not self.joined else 0
 
     @property
     def length(self) -> int:
@@ -246,6 +266,11 @@ class Record:
         return self.kind == "same" or self.filter == "reference" or bool(self.coding and self.coding.prediction)
 
     @property
+    def joined(self) -> bool:
+        """Whether its levels are in the stream of its unit."""
+        return bool(self.coding and self.coding.joined)
+
+    @property
     def elements(self) -> int:
         return prod(self.shape)
 
@@ -255,7 +280,7 @@ class Record:
 
     @property
     def stored(self) -> int:
-        """Bytes in the unit (for plain tensors: in their own entry)."""
+        """Bytes in the unit (for plain tensors: in their own entry); of joined ones those that are not in the common stream."""
         if self.kind == "coded":
             return self.coding.length
         if self.kind == "tiled":

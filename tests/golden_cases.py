@@ -19,7 +19,7 @@ class Case:
     """A golden file: `source` makes the checkpoint from a seeded generator; `folder`: with shards; `calibrated`: with made-up
     statistics of the loss; `unit`: of all step codes, whatever the encoder would choose; `reference`: name of an earlier case
     that it is a difference to; `tiles`: how matrices are tiled, whatever the encoder would choose; forced: tensors use what FORCED says
-    for their names, whether it pays or not."""
+    for their names, whether it pays or not; latents: how they are coded, whatever would be shorter, None: as the encoder chooses."""
     name: str
     source: Callable[[torch.Generator], Source]
     options: dict = field(default_factory=dict)
@@ -30,6 +30,7 @@ class Case:
     reference: str = ""
     tiles: dict = field(default_factory=dict)
     forced: bool = False
+    latents: str | None = "static"
 
     @property
     def path(self) -> Path:
@@ -423,4 +424,29 @@ CASES = [
     Case("tiled-raw", smooth_fields, {"snr": 20, "tools": "tiles"}, seed=5, tiles={"trained": False, "predictor": "none"}),
     Case("tiled-plain", smooth_fields, {"snr": 20, "tools": "tiles"}, seed=6,
          tiles={"height": 4, "width": 4, "predictor": "linear", "plain": "sine", "predicted": "none"}),
+    *(Case(f"joined-{name}", source, options, latents=None, **more) for name, source, options, more in (
+        ("few", several, {"snr": 18}, {}),
+        ("states-64", layers, {"step": 0.4, "states": 64}, {}),
+        ("uneven", uneven, {"step": 0.3}, {}),
+        ("dead-follow", dead, {"snr": 12}, {}),
+        ("bypass", uneven, {"snr": 60}, {}),
+        ("escapes", outliers, {"step": 1.0}, {}),
+        ("ctus", lambda g: {"w": normal(g, 300, 300), "v": normal(g, 40, 30)}, {"snr": 2}, {}),
+        ("logarithmic", positive, {"snr": 20}, {}),
+        ("shapes", shapes, {"snr": 20}, {}),
+        ("kernels", kernels, {"snr": 15}, {}),
+        ("trees", blocks, {"step": 0.5, "tools": "tree"}, {}),
+        ("outliers", heavy, {"step": 0.5, "tools": "outliers,codebook"}, {}),
+        ("memory", alike, {"snr": 18}, {}),
+        ("shards", several, {"snr": 18, "shard_bytes": 1800}, {"folder": True}),
+        ("calibrated", uneven_losses, {"bits": 4}, {"calibrated": True}),
+        ("memory-calibrated", alike, {"bits": 3.5}, {"seed": 3, "calibrated": True}),
+        ("kernels-calibrated", kernels, {"bits": 3}, {"calibrated": True}),
+        ("predicted", tuned, {"snr": 20}, {"seed": 2, "reference": "original"}),
+        ("predicted-calibrated", tuned, {"bits": 4}, {"seed": 8, "calibrated": True, "reference": "original"}))),
+    *(Case(f"learned-{name}", source, options, latents="learned", **more) for name, source, options, more in (
+        ("calibrated", uneven_losses, {"bits": 4}, {"calibrated": True}),
+        ("ctus", lambda g: {"w": normal(g, 300, 300) * torch.linspace(0.2, 4, 300)[:, None]}, {"snr": 2}, {}),
+        ("memory", alike, {"snr": 18}, {}),
+        ("predicted", tuned, {"snr": 20}, {"seed": 2, "reference": "original"}))),
 ]

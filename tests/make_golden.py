@@ -13,7 +13,8 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -104,11 +105,22 @@ def force_tools(request: Request) -> EncodedTensor:
     return encode_codebook(request.name, request.tensor, Clusters(**force.clusters), 0.01, outliers)
 
 
+@contextmanager
+def coded_as(latents: str | None) -> Iterator[None]:
+    """Latents of all tensors are coded in this way; None: as the encoder chooses."""
+    with ExitStack() as stack:
+        if latents:
+            stack.enter_context(patch("nnc.encoder.may_join", lambda coding, data: False))
+            stack.enter_context(patch("nnc.packing.pays", lambda saved, total: latents == "learned"))
+            stack.enter_context(patch("nnc.packing.OWN_ENTRY", 0))
+        yield
+
+
 def write_golden(case: Case) -> None:
     remove(case.path)
     source = case.source(torch.Generator().manual_seed(case.seed))
     statistics = make_statistics(source, case.seed) if case.calibrated else None
-    with (patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes),
+    with (coded_as(case.latents), patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes),
           patch("nnc.encoding.encode_alternative", choose_tiles(case.tiles) if case.tiles else encode_alternative),
           patch("nnc.encoding.encode_best", force_tools if case.forced else encode_best)):
         nnc.compress(source, case.path, threads=1, statistics=statistics, reference=case.reference_path, **case.options)
@@ -118,7 +130,7 @@ def write_golden(case: Case) -> None:
         raise SystemExit(f"{case.name}: the reference decoder disagrees")
     origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__, "torch": torch.__version__, "options": case.options,
               "seed": case.seed, "calibrated": case.calibrated, "unit": case.unit, "reference": case.reference,
-              "tiles": case.tiles, "forced": case.forced}
+              "tiles": case.tiles, "forced": case.forced, "latents": case.latents}
     listing = {name: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(data).hexdigest()} for name,
                (dtype, shape, data) in tensors.items()}
     case.note.write_text(json.dumps({"origin": origin, "tensors": listing}, indent=1) + "\n")

@@ -339,7 +339,7 @@ def test_checksums_of_parts_are_as_the_page_says(file, tmp_path):
         for unit, stored in zip(directory.units, data):
             at = 0
             for record in unit.records:
-                if record.coding and len(record.coding.lengths) > 1:
+                if record.coding and len(record.coding.lengths) > 1 and not record.joined:
                     assert parts_hold(record, stored[at : at + record.stored]), (path, record.name)
                     several += 1
                 at += record.stored

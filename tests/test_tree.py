@@ -190,18 +190,19 @@ def test_a_tree_of_one_leaf_costs_one_symbol():
 def test_fields_of_a_record():
     tree = Tree(TreeModel(True, 5, 23, bytes(range(FLAGS))), 1 << 20)
     out = Lanes.make(Writer)
-    Tools(tree=tree).write(out)
+    Tools(tree=tree).write(out, "learned")
     data = Lanes(*(Reader(lane.data()) for lane in out))
-    assert Tools.read(data, (9, 9), 1, 0, ()) == Tools(tree=tree)
+    assert Tools.read_flags(data) == ("learned", 4)
+    assert Tools.read(data, 4, True, (9, 9), 1, 0, ()) == Tools(tree=tree)
     assert data.tools.left == data.lengths.left == 0
     assert [part.length for part in Tools(tree=tree).codes()] == [1 << 20]
 
 
 @pytest.mark.parametrize("shape, spread", [(2 * SHAPES, 0), (0, SPREADS)])
 def test_tables_that_there_are_not_are_refused(shape, spread):
-    lanes = Lanes.make(lambda: Reader(bytes([4, shape, spread]) + bytes(40)))
+    lanes = Lanes.make(lambda: Reader(bytes([shape, spread]) + bytes(40)))
     with pytest.raises(Corruption):
-        Tools.read(lanes, (9, 9), 1, 0, ())
+        Tools.read(lanes, 4, False, (9, 9), 1, 0, ())
 
 
 def test_ctus_inside_a_cell_are_refused():

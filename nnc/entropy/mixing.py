@@ -27,7 +27,7 @@ def encode_mixed(data: bytes) -> bytes:
     prior = read_prior()
     history = np.frombuffer(prior + data, np.uint8).copy()
     coded = np.zeros(len(data) * 2 + 16, np.uint8)
-    count = mix_bytes(history, len(prior), len(history), *_tables(), coded, False)
+    count = mix_bytes(history, len(prior), len(history), *mixing_tables(), coded, False)
     return coded[:count].tobytes()
 
 
@@ -36,7 +36,7 @@ def decode_mixed(coded: bytes, length: int) -> bytes:
     prior = read_prior()
     history = np.zeros(len(prior) + length, np.uint8)
     history[: len(prior)] = np.frombuffer(prior, np.uint8)
-    count = mix_bytes(history, len(prior), len(history), *_tables(), np.frombuffer(coded, np.uint8).copy(), True)
+    count = mix_bytes(history, len(prior), len(history), *mixing_tables(), np.frombuffer(coded, np.uint8).copy(), True)
     if count != len(coded):
         raise Corruption(f"{len(coded)} coded bytes, {count} were read: the file is damaged")
     return history[len(prior) :].tobytes()
@@ -52,7 +52,7 @@ def read_prior() -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mixing_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """squash: int32 (4095,), probability of a one in 1/4096 for -2047..2047; stretch: int32 (4096,), its inverse; steps: int32."""
     anchors = np.array(_ANCHORS, np.int64)
     x = np.arange(-2047, 2048)

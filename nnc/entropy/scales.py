@@ -22,6 +22,7 @@ MOST = 64  # codes lie in -64..64
 OFF = -64  # the code of a dead row or column: its weights are not coded, they are zero
 SPREADS = 24
 MODES = Table("scale code mode", {0: "none", 1: "direct", 2: "differences", 3: "deflated"})
+LEARNED = "learned"  # with the other latents of the tensor (entropy/latents.py): no mode of its own in the file
 
 
 def kernel_codes(codes: np.ndarray, base: int | np.ndarray = 0) -> np.ndarray:

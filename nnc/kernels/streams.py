@@ -82,6 +82,13 @@ def _start(words, begin, end):
 
 
 @njit(cache=True, nogil=True)
+def start_stream(words, end):
+    """Coder state after the start of the stream words[:end], and the number of words that are left."""
+    x, p = _start(words, 0, end)
+    return x, p + 1
+
+
+@njit(cache=True, nogil=True)
 def _grid_value(k, q, spacing, labelling):
     """Reconstruction value in units of the step: plain `spacing * k + q`, sign-symmetric `2 k - q sign(k)`."""
     if labelling == 0:

@@ -47,6 +47,25 @@ def encode_tile(levels, codes, tables, next_state, shift, words):
     3 n + 4.
 
     Returns (number of words, digest)."""
+    x, count, digest = push_tile(levels, codes, tables, next_state, shift, words, _U(0), 0)
+    return end_words(x, words, count), digest
+
+
+@njit(cache=True, nogil=True)
+def end_words(x, words, count):
+    """Add the state of a coder to its words; returns their number."""
+    while x > 0:
+        words[count] = np.uint32(x & _MASK32)
+        count += 1
+        x >>= _U(32)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def push_tile(levels, codes, tables, next_state, shift, words, x, count):
+    """Push one CTU onto a coder with the state x and so many words; the rest as of `encode_tile`.
+
+    Returns (state, number of words, digest)."""
     cumulative, hint, low, escape = tables
     n = levels.shape[0]
     which = np.empty(n, np.int32)
@@ -58,8 +77,6 @@ def encode_tile(levels, codes, tables, next_state, shift, words):
         which[i] = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
         digest = (digest ^ _U(k)) * _PRIME
         s = (s >> 1) ^ (-(s & 1) & by_state) ^ (-(k & 1) & by_level)
-    x = _U(0)
-    count = 0
     for i in range(n - 1, -1, -1):
         k = np.int64(levels[i])
         table = which[i]
@@ -85,11 +102,7 @@ def encode_tile(levels, codes, tables, next_state, shift, words):
             count += 1
             x >>= _U(32)
         x = ((x // frequency) << _U(24)) + x % frequency + start
-    while x > 0:
-        words[count] = np.uint32(x & _MASK32)
-        count += 1
-        x >>= _U(32)
-    return count, digest
+    return x, count, digest
 
 
 @njit(cache=True, nogil=True)
@@ -172,3 +185,22 @@ def replay_levels(levels, next_state, labelling, out):
         k = np.int64(levels[i])
         out[i] = _grid_value(k, s & 1, spacing, labelling)
         s = next_state[s, k & 1]
+
+
+@njit(cache=True, nogil=True)
+def price_codes(levels, codes, of_axis, next_state, shift, low, bits, reach, costs):
+    """Add to `costs` float64 (number, 2 reach + 1) the bits of the levels of one CTU under the tables -reach..reach steps from their own.
+
+    codes: uint8 (n,) scale indices; of_axis: int32 (n,), the row (or column) of each level; bits: float32 (tables, width), column = level - low."""
+    s = np.int64(0)
+    by_state, by_level = _sums(next_state)
+    last, classes = bits.shape[1] - 1, bits.shape[0] // 2 - 1
+    for i in range(levels.shape[0]):
+        k = np.int64(levels[i])
+        q = (s & 1) if shift == 0 else 1
+        column = min(max((k >> shift) - low, 0), last)
+        middle = np.int64(codes[i])
+        at = of_axis[i]
+        for d in range(-reach, reach + 1):
+            costs[at, d + reach] += bits[2 * min(max(middle + d, 1), classes) + q, column]
+        s = (s >> 1) ^ (-(s & 1) & by_state) ^ (-(k & 1) & by_level)

@@ -120,7 +120,7 @@ def read_layer(entry: dict[str, Any], number: int, arrays: Entries, known: Known
     window, groups = _read_window(entry["window"], number), int(entry["groups"])
     outputs = len(indices)
     bias, low, fine = take("bias", "int64"), take("low", "float64"), take("fine", "int64")
-    shift, dtype, step = int(entry["shift"]), np.dtype(entry["dtype"]), np.float32(entry["step"])
+    shift, dtype, step = int(entry["shift"]), np.dtype(entry["dtype"]), np.float32(float(entry["step"]))
     fits = indices.ndim == 4 and indices.size and indices.shape[2:] == window.kernel and groups >= 1 and outputs % groups == 0
     if not fits or bias.shape != (outputs,) or low.shape not in ((1,), (outputs,)) or fine.shape != low.shape:
         raise Corruption(f"layer {number}: the shapes of its tensors do not go together")

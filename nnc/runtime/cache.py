@@ -43,8 +43,8 @@ class WeightCache:
             if size > self.limit:
                 return False
             if self.held + size > self.limit:
-                stale = sorted((used, key) for key, (_, used) in self._kept.items() if used + self.cycle < self.clock)
-                for _, key in stale:
+                used = {key: used for key, (_, used) in self._kept.items() if used + self.cycle < self.clock}
+                for key in sorted(used, key=used.get):
                     if self.held + size <= self.limit:
                         break
                     self._forget(key)

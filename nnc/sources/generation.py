@@ -8,6 +8,7 @@ another.  Networks that read token ids but predict none get ids drawn evenly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -97,17 +98,23 @@ def _stepper(network: nn.Module) -> Callable[[Tensor], Tensor]:
     if not is_pretrained(network):
         return lambda ids: next_logits(call(ids))
     past: list[Any] = []
+    state = _name_of_state(network)
 
     def step(ids: Tensor) -> Tensor:
         if not past and ids.shape[1] > 1:
             return next_logits(call(ids))
-        output = network(input_ids=ids[:, -1:], past_key_values=past[0] if past else None, use_cache=True)
-        kept = getattr(output, "past_key_values", None)
+        output = network(input_ids=ids[:, -1:], use_cache=True, **{state: past[0] if past else None})
+        kept = getattr(output, state, None)
         if kept is not None:
             past[:] = [kept]
         return next_logits(output.logits)
 
     return step
+
+
+def _name_of_state(network: nn.Module) -> str:
+    """What transformers calls the keys and values of the ids before: another name since 5.24."""
+    return "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
 
 
 def _marks(network: nn.Module, vocabulary: int) -> tuple[int | None, int | None]:

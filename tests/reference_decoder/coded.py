@@ -11,8 +11,19 @@ import numpy as np
 from .checks import chained
 from .clusters import codebook_plane, place_outliers, read_centroids
 from .entropy import Coder, next_state
+from .latents import (
+    COLUMN_STEPS,
+    COLUMNS,
+    CONFIDENCE,
+    LABELS,
+    ROW_STEPS,
+    ROWS,
+    TRUST,
+    Latents,
+    read_latents,
+)
 from .notation import Bytes, Tensor, inflate, must
-from .records import Codes, Coding, Prediction, Record
+from .records import JOINED, LEARNED, STATIC, Codes, Coding, Prediction, Record
 from .tables import ExplicitSet, Table, root, scale_table, table_of
 from .tools import add_memory, transformed
 from .trees import tree_codes
@@ -27,21 +38,30 @@ def parts_hold(record: Record, stored: bytes) -> bool:
 
 
 def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests: list[int], permutations: list[list[int]],
-                base: Tensor | None, matrices: list[list[list[int]]]) -> bytes:
-    """base: the tensor of the reference, of predicted records."""
+                base: Tensor | None, matrices: list[list[list[int]]], joined: Latents | None) -> bytes:
+    """base: the tensor of the reference, of predicted records; joined: what reads the joined stream, of joined records."""
     coding, source = record.coding, Bytes(stored)
-    row, column, row_step, column_step = [
-        all_codes(source.take(codes.length), codes, count) for codes, count in (
-            (coding.row_codes, coding.rows), (coding.column_codes, coding.columns), (coding.row_steps, coding.rows),
-            (coding.column_steps, coding.columns))]
+    if coding.latents == STATIC:
+        arrays = static_latents(source, record)
+    elif coding.latents == LEARNED:
+        own = Latents(Coder(source.take(coding.latent_bytes)))
+        arrays = read_latents(own, record)
+        own.coder.end()
+    else:
+        arrays = read_latents(joined, record)
+    row_step, column_step, row, column = (arrays[kind] for kind in (ROW_STEPS, COLUMN_STEPS, ROWS, COLUMNS))
     row_exponent = [coding.row_steps.unit * code for code in row_step]
     column_exponent = [coding.column_steps.unit * code for code in column_step]
     row_index = [None if code == -64 else code - drop(e) for code, e in zip(row, row_exponent)]
     if coding.tools.codebook:
         row_index = [None if code == -64 else code for code in row]
     column_index = [None if code == -64 else code - drop(e) for code, e in zip(column, column_exponent)]
-    confidence = read_confidence(source, coding, record)
-    memory = read_memory(source, coding)
+    confidence, memory = arrays.get(CONFIDENCE, []), None
+    must(all(-8 <= code <= 0 for code in confidence), "a confidence code out of range")
+    if coding.tools.memory:
+        memory = arrays[LABELS], arrays[TRUST]
+        must(all(label >= 0 for label in memory[0]), "a label out of range")
+        must(all(-16 <= code <= 0 for code in memory[1]), "a confidence code out of range")
     cells = None
     if coding.tools.tree:
         tree = coding.tools.tree
@@ -57,8 +77,11 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     for top in range(0, coding.rows, coding.height):
         for left in range(0, coding.columns, coding.width):
             place = slice(top, top + coding.height), slice(left, left + coding.width)
-            digests.append(decode_ctu(source.take(next(lengths)), coding, sets, row_index[place[0]], column_index[place[1]],
-                                      number[place], coded[place], cells and [row[left // 8:] for row in cells[top // 8:]], table))
+            coder = joined.coder if coding.latents == JOINED else Coder(source.take(next(lengths)))
+            digests.append(decode_ctu(coder, coding, sets, row_index[place[0]], column_index[place[1]], number[place],
+                                      coded[place], cells and [row[left // 8:] for row in cells[top // 8:]], table))
+            if coding.latents != JOINED:
+                coder.end()
     if coding.follow:
         row_exponent = [e + 16 * code for e, code in zip(row_exponent, row)]
     if codebook:
@@ -104,33 +127,23 @@ def all_codes(data: bytes, codes: Codes, count: int) -> list[int]:
     return out
 
 
-def read_confidence(source: Bytes, coding: Coding, record: Record) -> list[int]:
-    """Codes of the rows of the plane that is not transposed; none without a prediction."""
-    if coding.prediction is None:
-        return []
-    codes = coding.prediction.confidence
-    out = all_codes(source.take(codes.length), codes, plane_sides(record)[0])
-    must(all(-8 <= code <= 0 for code in out), "a confidence code out of range")
-    return out
+def static_latents(source: Bytes, record: Record) -> dict[int, list[int]]:
+    """Every array in a mode of its own."""
+    coding = record.coding
+    fields = [(ROWS, coding.row_codes, coding.rows), (COLUMNS, coding.column_codes, coding.columns),
+              (ROW_STEPS, coding.row_steps, coding.rows), (COLUMN_STEPS, coding.column_steps, coding.columns)]
+    if coding.prediction:
+        fields.append((CONFIDENCE, coding.prediction.confidence, plane_sides(record)[0]))
+    if coding.tools.memory:
+        fields += [(LABELS, coding.tools.memory.labels, coding.columns), (TRUST, coding.tools.memory.confidence, coding.columns)]
+    return {kind: all_codes(source.take(codes.length), codes, count) for kind, codes, count in fields}
 
 
-def read_memory(source: Bytes, coding: Coding) -> tuple[list[int], list[int]] | None:
-    """Labels and confidence codes of the columns, None without a memory."""
-    memory = coding.tools.memory
-    if memory is None:
-        return None
-    labels = all_codes(source.take(memory.labels.length), memory.labels, coding.columns)
-    confidence = all_codes(source.take(memory.confidence.length), memory.confidence, coding.columns)
-    must(all(label >= 0 for label in labels), "a label out of range")
-    must(all(-16 <= code <= 0 for code in confidence), "a confidence code out of range")
-    return labels, confidence
-
-
-def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int | None], column: list[int | None],
+def decode_ctu(coder: Coder, coding: Coding, sets: list[ExplicitSet], row: list[int | None], column: list[int | None],
                number: np.ndarray, coded: np.ndarray, cells: list[list[int | None]] | None, own: Table | None) -> int:
     """row, column: what each adds to the scale index, None if its weights are not coded; cells: codes of a tree, from
     the corner of the CTU on; own: table of a codebook."""
-    coder, s, digest = Coder(data), 0, 0
+    s, digest = 0, 0
     for j in range(len(column)):
         for i in range(len(row)):
             cell = cells[i // 8][j // 8] if cells else 0
@@ -144,7 +157,6 @@ def decode_ctu(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[i
             number[i, j], coded[i, j] = numerator(coding, k, q), True
             s = next_state(coding.states, s, k & 1)
             digest = chained(digest, k)
-    coder.end()
     return digest
 
 

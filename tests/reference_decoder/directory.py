@@ -100,10 +100,15 @@ class UnitHead:
     checksum: int
     digest: int
     reference: bytes                                                   # digest of what it takes from there, or empty
+    stream: int = 0                                                    # bytes of the joined stream
 
     @property
     def length(self) -> int:
-        return sum(record.stored for record in self.records)
+        return sum(record.stored for record in self.records) + self.stream
+
+    @property
+    def joined(self) -> bool:
+        return any(record.joined for record in self.records)
 
     @property
     def referenced(self) -> list[Record]:
@@ -117,6 +122,8 @@ def read_unit_heads(source: Bytes, records: list[Record]) -> list[UnitHead]:
         must(1 <= count <= len(records) - first, "units and records do not add up")
         unit = UnitHead(records[first:first + count], own == 1, source.u32(), source.u32(), b"")
         unit.reference = source.take(8) if unit.referenced else b""
+        must(not (own and unit.joined), "a joined record in an own entry")
+        unit.stream = source.varint(1 << 43) if unit.joined else 0
         must(count == 1 or not own, "several records in an own entry")
         must(own or all(record.kind != PLAIN for record in unit.records), "a plain tensor in a small unit")
         units.append(unit)

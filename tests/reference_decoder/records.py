@@ -13,6 +13,7 @@ from .tiled import Tiling, read_tiling
 from .trees import Tree, read_tree
 
 PLAIN, EXACT, CONSTANT, ALIAS, CODED, SAME, PREDICTED, TILED = range(8)
+STATIC, LEARNED, JOINED = range(3)
 REFERENCE = 4                                                          # a filter
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 UNITS = (64, 32, 16, 8, 4)
@@ -73,7 +74,9 @@ class Coding:
     columns: int
     height: int
     width: int
-    lengths: list[int]                                                 # of the streams
+    lengths: list[int]                                                 # of the streams, zeros if they are joined
+    latents: int                                                       # STATIC, LEARNED, JOINED
+    latent_bytes: int
     side: int = 0                                                      # bytes before the streams
 
 
@@ -95,6 +98,10 @@ class Record:
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def joined(self) -> bool:
+        return self.coding is not None and self.coding.latents == JOINED
 
     @property
     def referenced(self) -> bool:
@@ -135,9 +142,9 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
         codes += [coding.tools.memory.labels, coding.tools.memory.confidence] if coding.tools.memory else []
         codes += [coding.tools.tree] if coding.tools.tree else []
         codes += [tool for tool in (coding.tools.outliers, coding.tools.codebook) if tool]
-        record.stored = sum(c.length for c in codes) + sum(coding.lengths)
+        record.stored = coding.latent_bytes + sum(c.length for c in codes) + sum(coding.lengths)
         coding.side = record.stored - sum(coding.lengths)
-        record.stored += 4 * (len(coding.lengths) + 1) if len(coding.lengths) > 1 else 0
+        record.stored += 4 * (len(coding.lengths) + 1) if len(coding.lengths) > 1 and coding.latents != JOINED else 0
     elif kind == TILED:
         must(dtype <= 2 and record.elements >= 1, "a tiled tensor without elements or of another dtype")
         record.tiling = read_tiling(lanes, shape, read_codes)
@@ -165,13 +172,16 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     must(model < 8 + sets, "an entropy model that does not exist")
     must(base <= 36, "a base that is too large")
     lanes["noises"].byte()
-    row_codes, column_codes = read_codes(lanes), read_codes(lanes)
-    row_steps, column_steps = read_steps(lanes), read_steps(lanes)
+    latents, used = divmod(lanes["tools"].byte(), 32)
+    must(latents <= JOINED, "an unknown coding of latents")
+    latent_bytes = lanes["lengths"].varint(1 << 43) if latents == LEARNED else 0
+    row_codes, column_codes = read_codes(lanes, latents), read_codes(lanes, latents)
+    row_steps, column_steps = read_steps(lanes, latents), read_steps(lanes, latents)
     must(labelling != 2 or column_steps.mode == 0, "column steps on the logarithmic grid")
     rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
-    prediction = None if permutations is None else read_prediction(lanes, rows, columns, permutations)
+    prediction = None if permutations is None else read_prediction(lanes, rows, columns, permutations, latents)
     must(labelling != 2 or prediction is None, "a prediction on the logarithmic grid")
-    tools = read_tools(lanes, columns, matrices, rows, math.prod(shape[split + 1:]), shift)
+    tools = read_tools(lanes, used, latents, columns, matrices, rows, math.prod(shape[split + 1:]), shift)
     must(labelling != 2 or tools == Tools([], None, None, None, None), "tools on the logarithmic grid")
     if tools.codebook:
         must(states == 1 and not transposed and not follow and column_steps.mode == 0, "what a codebook does not go with")
@@ -184,19 +194,22 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     height = height or rows
     ctus = -(-rows // height) * -(-columns // width)
     must(ctus == 1 or height * width >= 1 << 12, "several CTUs that are too small")
-    lengths = [lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
+    must(latents != JOINED or ctus <= 1 << 12, "too many joined CTUs")
+    lengths = [0 if latents == JOINED else lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
     return Coding(transposed, follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, row_steps,
-                  column_steps, prediction, tools, rows, columns, height, width, lengths)
+                  column_steps, prediction, tools, rows, columns, height, width, lengths, latents, latent_bytes)
 
 
-def read_codes(lanes: dict[str, Bytes]) -> Codes:
+def read_codes(lanes: dict[str, Bytes], latents: int = STATIC) -> Codes:
+    if latents != STATIC:
+        return Codes(0, 0, 0)
     mode, spread = divmod(lanes["codes"].byte(), 24)
     must(mode <= 3, "an unknown mode of scale codes")
     return Codes(mode, spread, lanes["lengths"].varint(1 << 43) if mode else 0)
 
 
-def read_steps(lanes: dict[str, Bytes]) -> Codes:
-    codes = read_codes(lanes)
+def read_steps(lanes: dict[str, Bytes], latents: int) -> Codes:
+    codes = read_codes(lanes, latents)
     if codes.mode:
         unit = lanes["codes"].byte()
         must(unit < len(UNITS), "an unknown unit of step codes")
@@ -204,19 +217,20 @@ def read_steps(lanes: dict[str, Bytes]) -> Codes:
     return codes
 
 
-def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, permutations: list[list[int]]) -> Prediction:
+def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, permutations: list[list[int]],
+                    latents: int) -> Prediction:
     """rows, columns: of the plane that is not transposed."""
     numbers = []
     for size in (rows, columns):
         numbers.append(lanes["predictions"].varint(len(permutations)))
         must(numbers[-1] == 0 or size % len(permutations[numbers[-1] - 1]) == 0, "a permutation that does not divide its axis")
-    return Prediction(*numbers, read_codes(lanes))
+    return Prediction(*numbers, read_codes(lanes, latents))
 
 
-def read_tools(lanes: dict[str, Bytes], columns: int, matrices: list[int], rows: int, taps: int, shift: int) -> Tools:
-    """rows, columns: of the plane that is not transposed; taps: columns of an input."""
-    used = lanes["tools"].byte()
-    must(used <= 31 and (used & 16 == 0 or used & 6 == 0), "tools that are unknown or do not go together")
+def read_tools(lanes: dict[str, Bytes], used: int, latents: int, columns: int, matrices: list[int], rows: int, taps: int,
+               shift: int) -> Tools:
+    """used: bits of the tools; rows, columns: of the plane that is not transposed; taps: columns of an input."""
+    must(used & 16 == 0 or used & 6 == 0, "tools that do not go together")
     tools = Tools([], None, None, None, None)
     if used & 1:
         count = lanes["tools"].byte()
@@ -229,7 +243,7 @@ def read_tools(lanes: dict[str, Bytes], columns: int, matrices: list[int], rows:
     if used & 2:
         limit = lanes["tools"].byte()
         must(limit <= 15, "the limit of a memory")
-        tools.memory = Memory(limit, read_codes(lanes), read_codes(lanes))
+        tools.memory = Memory(limit, read_codes(lanes, latents), read_codes(lanes, latents))
     if used & 4:
         tools.tree = read_tree(lanes)
     if used & 8:

@@ -8,6 +8,8 @@ from .checks import reference_digest, unit_digest
 from .coded import all_codes, coded_bytes, rounded
 from .container import Container
 from .directory import Directory, UnitHead
+from .entropy import Coder
+from .latents import Latents
 from .notation import DTYPES, Bytes, Tensor, WrongReference, inflate, must
 from .records import CODED, CONSTANT, EXACT, PLAIN, PREDICTED, REFERENCE, SAME, TILED, Record
 from .tiled import tiled_bytes
@@ -50,7 +52,8 @@ def taken(record: Record, state: dict[str, Tensor]) -> Tensor:
 
 def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """state: the reference; empty where nothing in the file is taken from one."""
-    source, digests, out = Bytes(data), [], {}
+    source, digests, out = Bytes(data[:len(data) - unit.stream]), [], {}
+    joined = Latents(Coder(data[len(data) - unit.stream:])) if unit.joined else None
     bases = {record.name: taken(record, state) for record in unit.referenced}
     if bases and reference_digest(list(bases.values())) != unit.reference:
         raise WrongReference(f"the reference has other tensors for the unit of {unit.records[0].name}")
@@ -66,10 +69,12 @@ def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[s
             out[record.name] = base
         elif record.kind in (CODED, PREDICTED):
             permutations = directory.reference.permutations if directory.reference else []
-            data = coded_bytes(record, stored, directory.sets, digests, permutations, base, directory.matrices)
+            data = coded_bytes(record, stored, directory.sets, digests, permutations, base, directory.matrices, joined)
             out[record.name] = record.dtype, record.shape, data
         elif record.kind == TILED:
             out[record.name] = record.dtype, record.shape, tiled_bytes(record.tiling, record.dtype, stored, digests, all_codes, rounded)
+    if joined:
+        joined.coder.end()
     must(all(set(data) <= {0, 1} for dtype, _, data in out.values() if dtype == "bool"), "a bool byte that is neither 0 nor 1")
     must(unit_digest(digests) == unit.digest, f"digest of the unit of {unit.records[0].name}")
     return out
