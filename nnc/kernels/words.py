@@ -47,7 +47,7 @@ def encode_tile(levels, codes, tables, next_state, shift, words):
     3 n + 4.
 
     Returns (number of words, digest)."""
-    cumulative, hint, low, escape = tables
+    cumulative, _, low, escape = tables
     n = levels.shape[0]
     which = np.empty(n, np.int32)
     s = np.int64(0)
