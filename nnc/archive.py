@@ -268,13 +268,13 @@ class Archive:
                 if not own or (names is not None and not any(record.name in names for record in own)):
                     continue
                 size = sum(record.nbytes for record in own)
-                while waiting and pending + size > ahead:
-                    pending -= sum(record.nbytes for record in waiting[0][0])
-                    yield from _finish(*waiting.popleft())
+                while waiting and pending - waiting[0][0] + size > ahead:  # the first is handed out
+                    pending -= waiting[0][0]
+                    yield from _finish(*waiting.popleft()[1:])
                 pending += size
-                waiting.append((own, self._start(file, index, records)))
+                waiting.append((size, own, self._start(file, index, records)))
         while waiting:
-            yield from _finish(*waiting.popleft())
+            yield from _finish(*waiting.popleft()[1:])
 
 
 def _finish(records: list[Record], wait) -> Iterator[tuple[str, torch.Tensor]]:

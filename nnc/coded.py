@@ -168,7 +168,7 @@ class CodedTensor:
         down, across = slice(band.top, band.bottom), slice(band.left, band.right)
         # a transposed plane is laid out as the tensor is, so that the columns that are decoded one after the other are contiguous
         sides = (band.bottom - band.top, band.right - band.left)
-        plane = torch.empty(sides[::-1] if coding.transposed else sides).numpy()
+        plane = np.empty(sides[::-1] if coding.transposed else sides, np.float32)  # numpy asks for large pages, torch does not
         plane = plane.T if coding.transposed else plane
         tables, trellis = self.bank.table_set(coding.model).arrays, make_trellis(coding.states)
         logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"

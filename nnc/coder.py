@@ -17,6 +17,7 @@ import constriction
 import numpy as np
 
 from .errors import Corruption
+from .kernels.streams import ESCAPE
 
 TOTAL = 1 << 24
 _PRIME = 0x9E3779B97F4A7C15
@@ -37,18 +38,19 @@ class Frequencies:
 
 @dataclass(frozen=True, eq=False)
 class TableSet:
-    """cumulative: uint32 (tables, symbols + 1); hint: uint16 (tables, 256); low, escape: int32 (tables,).  Unused tables hold one
-    symbol.
+    """cumulative: uint32 (tables, symbols + 1); entries: uint64 (tables, 256), of the first symbol that may hold a quantile whose upper 8
+    bits are the column: from the top its level in 16 bits, two's complement and -2^15 for the escape, its frequency and its start in 24
+    bits each; low, escape: int32 (tables,).  Unused tables hold one symbol.
     """
 
     cumulative: np.ndarray
-    hint: np.ndarray
+    entries: np.ndarray
     low: np.ndarray
     escape: np.ndarray
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return self.cumulative, self.hint, self.low, self.escape
+        return self.cumulative, self.entries, self.low, self.escape
 
 
 def make_table_set(tables: dict[int, Frequencies], count: int) -> TableSet:
@@ -56,17 +58,19 @@ def make_table_set(tables: dict[int, Frequencies], count: int) -> TableSet:
     width = max((len(f.counts) for f in tables.values()), default=1) + 1
     cumulative = np.full((count, width), TOTAL, np.uint32)
     cumulative[:, 0] = 0
-    hint = np.zeros((count, 256), np.uint16)
+    entries = np.zeros((count, 256), np.uint64)
     low = np.zeros(count, np.int32)
     escape = np.full(count, -1, np.int32)
     quantiles = np.arange(256, dtype=np.int64) << 16
     for number, table in tables.items():
         edges = np.cumsum(table.counts)
         cumulative[number, 1 : len(edges) + 1] = edges
-        hint[number] = np.searchsorted(edges, quantiles, side="right")
+        levels = np.append(np.arange(table.low, table.high + 1), ESCAPE)
+        symbols = levels << 48 | table.counts << 24 | (edges - table.counts)
+        entries[number] = symbols[np.searchsorted(edges, quantiles, side="right")].view(np.uint64)
         low[number] = table.low
         escape[number] = len(table.counts) - 1
-    return TableSet(cumulative, hint, low, escape)
+    return TableSet(cumulative, entries, low, escape)
 
 
 def pack_words(words: np.ndarray) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -54,6 +55,11 @@ class Encoding:
     def coded(self) -> list[Plan]:
         return [plan for plan in self.plans if plan.treatment == "coded"]
 
+    @cached_property
+    def elements(self) -> int:
+        """Of all tensors."""
+        return sum(plan.spec.numel for plan in self.plans)
+
     @property
     def search(self) -> Search:
         effort = self.asked.chosen_effort
@@ -90,7 +96,7 @@ class Encoding:
 
     def _encode_coded(self, plan: Plan, step: float, search: Search, bank: ModelBank) -> EncodedTensor:
         """A quantized tensor, in the way that costs least of those that may be tried."""
-        tensor, pool = self.checkpoint.read(plan.name), self.workers.tiles
+        tensor, pool = self.checkpoint.read(plan.name), self.workers.within(plan.spec.numel, self.elements)
         predicted = self._predicted(plan)
         follow = self.asked.follow and not predicted
         price = step**2 / 2 * search.lagrangian if plan.sensitivity else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import exp, isfinite, log, prod
@@ -98,10 +99,13 @@ def plan_tensors(
     codable = sum(spec.dtype in CODED_DTYPES for spec in checkpoint.specs)
     most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
     total, done = sum(spec.nbytes for spec in checkpoint.specs if not spec.tied_to), 0
+    elements = sum(spec.numel for spec in checkpoint.specs)
     seen: dict[tuple, str] = {}
     plans = []
     surveys = workers.map(
-        lambda spec: _survey(checkpoint, spec, asked, most, statistics, alignment, bases, workers),
+        lambda spec: _survey(
+            checkpoint, spec, asked, most, statistics, alignment, bases, workers.within(spec.numel, elements)
+        ),
         checkpoint.specs,
         [spec.numel for spec in checkpoint.specs],
     )
@@ -142,7 +146,7 @@ def _survey(
     statistics: Statistics | None,
     alignment: Alignment | None,
     bases: Bases,
-    workers: Workers,
+    pool: Executor | None,
 ) -> tuple[tuple | None, Plan]:
     """The fingerprint of a tensor (None if it must not become an alias) and its plan as if it were the only one."""
     if spec.tied_to:
@@ -179,7 +183,7 @@ def _survey(
     powers = measure_powers(plane) if layout.basis else powers
     if prediction is None:
         rest, rms, weights, follow = plane, None, None, asked.follow
-        remembered = _remember(spec, plane, asked, layout, original, found, factor, sensitivity, workers)
+        remembered = _remember(spec, plane, asked, layout, original, found, factor, sensitivity, pool)
         if remembered:
             plan = replace(plan, treatment="coded", powers=powers, layout=layout, remembered=remembered)
             return key, replace(plan, sample=_sample_remembered(plan, weights_of, most))
@@ -228,7 +232,7 @@ def _remember(
     found: TensorStatistics | None,
     factor: float,
     sensitivity: Sensitivity | None,
-    workers: Workers,
+    pool: Executor | None,
 ) -> Remembered | None:
     """A layout with a memory that should pay.  original, found: statistics of the weights and of the plane, which is in the layout."""
     if layout.strips or "memory" not in asked.chosen_tools or asked.substitution == "gradient":  # whose search knows no columns that depend on others
@@ -237,7 +241,7 @@ def _remember(
     if sensitivity:
         steps = (sensitivity.columns, sensitivity.rows) if sensitivity.transposed else (sensitivity.rows, sensitivity.columns)
     taps = prod(spec.shape[2:])
-    run = workers.tiles.map if workers.tiles else map
+    run = pool.map if pool else map
     chosen = choose_memory(plane, taps, steps, run)
     if layout.basis:  # a memory may serve better without it
         other = choose_memory(layout.basis.plane(plane), taps, run=run)

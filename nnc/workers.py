@@ -22,14 +22,21 @@ from typing import Any
 from .errors import InvalidArgument
 
 FREE = 1 << 22  # elements that may always be in work
+SHARES = 16  # of the elements for each thread: a tensor of less than a share is work for one thread
 
 
 @dataclass(frozen=True)
 class Workers:
-    """tiles: threads for the CTUs of a tensor, None for one thread; tensors: threads that each see to one tensor."""
+    """tiles: threads for the CTUs of a tensor, None for one thread; tensors: threads that each see to one tensor; number: of either."""
 
     tiles: Executor | None = None
     tensors: Executor | None = None
+    number: int = 1
+
+    def within(self, elements: int, total: int) -> Executor | None:
+        """Threads for the CTUs of a tensor with so many of all elements.  None for a small one: there are others for the other
+        threads, and what passes between threads costs more than it gains."""
+        return self.tiles if elements * SHARES * self.number > total else None
 
     def map(self, work: Callable[[Any], Any], items: Sequence[Any], sizes: Sequence[int]) -> Iterator[Any]:
         """`work(item)` for every item, in order; `sizes`: elements of each; the budget is 5/4 of the largest."""
@@ -71,4 +78,4 @@ def open_workers(threads: int) -> Iterator[Workers]:
         yield Workers()
         return
     with ThreadPoolExecutor(threads) as tiles, ThreadPoolExecutor(threads) as tensors:
-        yield Workers(tiles, tensors)
+        yield Workers(tiles, tensors, threads)

@@ -13,7 +13,7 @@ from nnc.entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from nnc.entropy.parametric import CLASSES, SHAPES, exponential, level_frequencies, reach
 from nnc.entropy.scales import MOST, OFF, decode_codes, encode_codes
 from nnc.errors import Corruption
-from nnc.kernels.streams import decode_tile
+from nnc.kernels.streams import ESCAPE, decode_tile
 from nnc.kernels.words import encode_tile
 from nnc.quantize.logarithm import rebuild_powers
 from nnc.quantize.steps import StepCodes, rebuild_steps
@@ -157,12 +157,16 @@ def test_powers_of_the_logarithmic_grid_are_exact():
         rebuild_powers(np.array([1 << 20]), 1.0)
 
 
-def test_table_set_hint_never_skips_a_symbol():
+def test_entries_of_a_table_hold_the_symbol_of_their_first_quantile():
     tables = make_table_set(ModelBank().frequencies(1), TABLES)
     for number, table in ModelBank().frequencies(1).items():
         edges = np.concatenate([[0], np.cumsum(table.counts)])
-        for cell in range(256):
-            assert edges[tables.hint[number, cell]] <= cell << 16
+        for column in range(256):
+            entry = int(tables.entries[number, column])
+            level, frequency, start = entry >> 48, entry >> 24 & 0xFFFFFF, entry & 0xFFFFFF
+            symbol = int(np.flatnonzero(edges <= column << 16)[-1])
+            assert (start, frequency) == (edges[symbol], table.counts[symbol])
+            assert level == (table.low + symbol if symbol < len(table.counts) - 1 else ESCAPE) & 0xFFFF
 
 
 def test_words_lose_and_regain_their_zero_bytes():

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -56,12 +57,12 @@ class SafetensorsFile:
     def read(self, name: str) -> torch.Tensor:
         """One tensor in new memory. Errors: Corruption when the file has become shorter since it was opened."""
         spec = self._by_name[name]
-        data = torch.empty(spec.nbytes, dtype=torch.uint8, device="cpu")
+        data = np.empty(spec.nbytes, np.uint8)  # numpy asks for large pages, torch does not
         with os_errors(self.path), self.path.open("rb") as file:
             file.seek(self._begins[name])
-            if spec.nbytes and file.readinto(memoryview(data.numpy())) != spec.nbytes:
+            if spec.nbytes and file.readinto(memoryview(data)) != spec.nbytes:
                 raise Corruption(f"{self.path}: ends inside tensor {name!r}")
-        return data.view(spec.dtype).reshape(spec.shape)
+        return torch.from_numpy(data).view(spec.dtype).reshape(spec.shape)
 
 
 def _spec(path: Path, name: str, entry: dict) -> TensorSpec:

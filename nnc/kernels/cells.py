@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .streams import _LIMIT, _MASK24, _PRIME, _U, DEAD, _grid_value, _pop_bypass, _pop_rest, _start
+from .streams import _start, decode_weight, open_source, table_of
 
 _BITS = 3  # of the side of a cell
 
@@ -39,10 +39,8 @@ def decode_cells(
     begin, end, rows, columns: int64 (CTUs,), words and corner of each, which starts at a cell.  cells: int16 (cells across, cells down),
     -1000 for those that are skipped.  state, left_over, digests: (CTUs,) results.  Others as of `decode_tile`.
     """
-    cumulative, hint, low, escape = tables
+    source = open_source(words, tables, next_state, shift, labelling)
     lanes = len(begin)
-    spacing = 1 if next_state.shape[0] == 1 else 2
-    raw = 1 if shift > 0 else 0
     x, p = np.empty(lanes, np.uint64), np.empty(lanes, np.int64)
     s, d = np.zeros(lanes, np.int64), np.zeros(lanes, np.uint64)
     codes, row_of_cells = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
@@ -58,35 +56,10 @@ def decode_cells(
             for i in range(first, last):
                 for m in range(lanes):
                     row, column = rows[m] + i, columns[m] + j
-                    c = np.int64(row_codes[row]) + codes[m]
-                    if c <= DEAD:
-                        plane[row, column] = np.float32(0)
-                        continue
-                    c = min(max(c, 1), classes)
-                    q = s[m] & 1
-                    t = 2 * c + (q | raw)
-                    y = x[m]
-                    v = y & _MASK24
-                    a = np.int64(hint[t, np.int64(v >> _U(16))])
-                    while _U(cumulative[t, a + 1]) <= v:
-                        a += 1
-                    start = _U(cumulative[t, a])
-                    y = (_U(cumulative[t, a + 1]) - start) * (y >> _U(24)) + (v - start)
-                    if y < _LIMIT and p[m] >= begin[m]:
-                        y = (y << _U(32)) | _U(words[p[m]])
-                        p[m] -= 1
-                    k = np.int64(low[t]) + a
-                    if a == escape[t]:
-                        k, y, p[m] = _pop_rest(y, p[m], begin[m], words, np.int64(low[t]), k - 1, shift)
-                    elif raw:
-                        k, y = _pop_bypass(k, y, shift)
-                        if y < _LIMIT and p[m] >= begin[m]:
-                            y = (y << _U(32)) | _U(words[p[m]])
-                            p[m] -= 1
-                    d[m] = (d[m] ^ _U(k)) * _PRIME
-                    plane[row, column] = _grid_value(k, q, spacing, labelling) * row_steps[row] * column_steps[column]
-                    s[m] = next_state[s[m], k & 1]
-                    x[m] = y
+                    table, value = table_of(np.int64(row_codes[row]) + codes[m], classes, shift), np.float32(0)
+                    if table >= 0:
+                        x[m], p[m], s[m], d[m], _, value = decode_weight(x[m], p[m], begin[m], s[m], d[m], table, source)
+                    plane[row, column] = value * row_steps[row] * column_steps[column]
     for m in range(lanes):
         state[m], left_over[m], digests[m] = x[m], p[m] - begin[m] + 1, d[m]
 
@@ -117,43 +90,28 @@ def measure_cells(
     cells: int16 (cells down, cells across) or (1, 1), at [i >> cut, j >> cut] of row i and column j.  bits: float64, scale indices: float64
     sums and coded: int64 numbers of weights, all (cells down, cells across), to be added to.
     """
-    cumulative, hint, low, escape = tables
+    cumulative, _, low, escape = tables
+    source = open_source(words, tables, next_state, shift, 0)
     x, p = _start(words, begin, end)
-    s = np.int64(0)
-    raw = 1 if shift > 0 else 0
+    s, digest = np.int64(0), np.uint64(0)
     for j in range(left, right):
         for i in range(top, bottom):
-            c = np.int64(row_codes[i]) + np.int64(column_codes[j]) + np.int64(cells[i >> cut, j >> cut])
-            if c <= DEAD:
+            code = np.int64(row_codes[i]) + np.int64(column_codes[j]) + np.int64(cells[i >> cut, j >> cut])
+            table = table_of(code, classes, shift)
+            if table < 0:
                 continue
-            c = min(max(c, 1), classes)
-            t = 2 * c + ((s & 1) | raw)
-            v = x & _MASK24
-            a = np.int64(hint[t, np.int64(v >> _U(16))])
-            while _U(cumulative[t, a + 1]) <= v:
-                a += 1
-            start = _U(cumulative[t, a])
-            frequency = _U(cumulative[t, a + 1]) - start
-            x = frequency * (x >> _U(24)) + (v - start)
-            if x < _LIMIT and p >= begin:
-                x = (x << _U(32)) | _U(words[p])
-                p -= 1
-            k = np.int64(low[t]) + a
-            spent = 24 - np.log2(np.float64(frequency)) + shift
-            if a == escape[t]:
-                lowest, highest = np.int64(low[t]), k - 1
-                k, x, p = _pop_rest(x, p, begin, words, lowest, highest, shift)
-                level = k >> shift
-                excess = lowest - level if level < lowest else level - highest
-                spent += 6 + np.floor(np.log2(np.float64(max(excess, 1))))
-            elif raw:
-                k, x = _pop_bypass(k, x, shift)
-                if x < _LIMIT and p >= begin:
-                    x = (x << _U(32)) | _U(words[p])
-                    p -= 1
+            own = table | (s & 1)
+            x, p, s, digest, k, _ = decode_weight(x, p, begin, s, digest, table, source)
+            lowest, last = np.int64(low[own]), np.int64(escape[own])
+            a = (k >> shift) - lowest
+            spent = np.float64(24 + shift)
+            if a < 0 or a >= last:
+                excess = -a if a < 0 else a - last + 1
+                spent += 6 + np.floor(np.log2(np.float64(excess)))
+                a = last
+            spent -= np.log2(np.float64(cumulative[own, a + 1] - cumulative[own, a]))
             row, column = i >> _BITS, j >> _BITS
             bits[row, column] += spent
-            indices[row, column] += c
+            indices[row, column] += own >> 1
             coded[row, column] += 1
-            s = next_state[s, k & 1]
     return x, p - begin + 1

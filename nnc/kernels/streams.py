@@ -1,15 +1,18 @@
 """Entropy coding kernels: asymmetric numeral systems (64-bit state, 32-bit words, 24-bit tables) with context, trellis and
 dequantization fused.  The words are those of constriction's `AnsCoder` with `Categorical` models (J. Duda, arXiv:1311.2540).
 
-Tables come as `cumulative` uint32 (tables, symbols + 1), `hint` uint16 (tables, 256) with the first symbol that may hold a
-quantile
-whose upper 8 bits are the column, `low` int32 (tables,) the level of symbol 0 and `escape` int32 (tables,) the escape symbol.
+Tables come as of `coder.TableSet`: `cumulative` uint32 (tables, symbols + 1), `entries` uint64 (tables, 256) with the level, frequency and
+start of the first symbol that may hold a quantile whose upper 8 bits are the column, `low` int32 (tables,) the level of symbol 0 and
+`escape` int32 (tables,) the escape symbol.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 _U = np.uint64
 _MASK24 = np.uint64(0xFFFFFF)
@@ -18,6 +21,63 @@ _PRIME = np.uint64(0x9E3779B97F4A7C15)
 LEVEL_BITS = 22  # levels lie in (-2^22, 2^22): exact in float32 after doubling
 DEAD = -500  # sums of codes below mean that the weight is not coded: dead rows and columns have -1000
 RAW_CHUNK = 16  # raw bits go through the coder at most 16 at a time
+ESCAPE = -(1 << 15)  # in place of the level in an entry
+STRIP = 8  # columns that are decoded before they are copied to the plane, whose rows lie far apart
+
+
+def _reader(kind):
+    """Function of (address, index): an element of an array whose elements are of that kind.
+
+    Numba counts references to arrays that are passed to functions, which would cost more than the decoding of a symbol; addresses
+    are numbers.
+    """
+
+    @intrinsic
+    def read(typing, address, index):
+        def lower(context, builder, signature, arguments):
+            begin = builder.inttoptr(arguments[0], context.get_value_type(kind).as_pointer())
+            return builder.load(builder.gep(begin, [arguments[1]]))
+
+        return kind(types.uint64, types.int64), lower
+
+    return read
+
+
+_read_uint32, _read_uint64 = _reader(types.uint32), _reader(types.uint64)
+_read_int32, _read_int64 = _reader(types.int32), _reader(types.int64)
+
+
+class Source(NamedTuple):
+    """What symbols are decoded with: addresses, the symbols of a row of `cumulative`, and what is the same for all weights of a plane."""
+
+    words: int
+    cumulative: int
+    symbols: int
+    entries: int
+    low: int
+    escape: int
+    next_state: int
+    shift: int
+    spacing: int
+    labelling: int
+
+
+@njit(cache=True, nogil=True)
+def open_source(words, tables, next_state, shift, labelling):
+    """The caller keeps the arrays, all in C order."""
+    cumulative, entries, low, escape = tables
+    return Source(
+        _U(words.ctypes.data) if len(words) > 0 else _U(entries.ctypes.data),  # something that can be read
+        _U(cumulative.ctypes.data),
+        cumulative.shape[1],
+        _U(entries.ctypes.data),
+        _U(low.ctypes.data),
+        _U(escape.ctypes.data),
+        _U(next_state.ctypes.data),
+        np.int64(shift),
+        1 if next_state.shape[0] == 1 else 2,
+        np.int64(labelling),
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -26,48 +86,6 @@ def _refill(x, p, begin, words):
         x = (x << _U(32)) | _U(words[p])
         p -= 1
     return x, p
-
-
-@njit(cache=True, nogil=True)
-def _pop_raw(x, p, begin, words, bits):
-    """`bits` equiprobable bits, most significant chunk first."""
-    value = np.int64(0)
-    while bits > 0:
-        n = min(bits, RAW_CHUNK)
-        v = x & _MASK24
-        value = (value << n) | np.int64(v >> _U(24 - n))
-        x = ((x >> _U(24)) << _U(24 - n)) + (v & ((_U(1) << _U(24 - n)) - _U(1)))
-        x, p = _refill(x, p, begin, words)
-        bits -= n
-    return value, x, p
-
-
-@njit(cache=True, nogil=True)
-def _pop_escape(x, p, begin, words, lowest, highest):
-    """A level outside [lowest, highest]: side, bit length and magnitude of the excess."""
-    side, x, p = _pop_raw(x, p, begin, words, 1)
-    length, x, p = _pop_raw(x, p, begin, words, 5)
-    rest, x, p = _pop_raw(x, p, begin, words, min(length, LEVEL_BITS))
-    excess = ((np.int64(1) << min(length, LEVEL_BITS)) | rest) - 1
-    return (lowest - 1 - excess if side else highest + 1 + excess), x, p
-
-
-@njit(cache=True, nogil=True)
-def _pop_rest(x, p, begin, words, lowest, highest, shift):
-    """What follows the escape: the level, then its bypass bits."""
-    k, x, p = _pop_escape(x, p, begin, words, lowest, highest)
-    if shift > 0:
-        raw, x, p = _pop_raw(x, p, begin, words, shift)
-        k = (k << shift) | raw
-    return k, x, p
-
-
-@njit(cache=True, nogil=True)
-def _pop_bypass(k, x, shift):
-    """The bypass bits of a level with a symbol, at most RAW_CHUNK, in one step; without the refill, which needs the words."""
-    rest = _U(24 - shift)
-    v = x & _MASK24
-    return (k << shift) | np.int64(v >> rest), ((x >> _U(24)) << rest) + (v & ((_U(1) << rest) - _U(1)))
 
 
 @njit(cache=True, nogil=True)
@@ -89,6 +107,41 @@ def start_stream(words, end):
 
 
 @njit(cache=True, nogil=True)
+def _pop_raw(x, p, begin, words, bits):
+    """`bits` equiprobable bits, most significant chunk first; words: their address."""
+    value = np.int64(0)
+    while bits > 0:
+        n = min(bits, RAW_CHUNK)
+        v = x & _MASK24
+        value = (value << n) | np.int64(v >> _U(24 - n))
+        x = ((x >> _U(24)) << _U(24 - n)) + (v & ((_U(1) << _U(24 - n)) - _U(1)))
+        if x < _LIMIT and p >= begin:
+            x = (x << _U(32)) | _U(_read_uint32(words, p))
+            p -= 1
+        bits -= n
+    return value, x, p
+
+
+@njit(cache=True, nogil=True)
+def _pop_rest(x, p, begin, words, lowest, highest, shift):
+    """What follows the escape: side, bit length and magnitude of the excess over [lowest, highest], then the bypass bits."""
+    side, x, p = _pop_raw(x, p, begin, words, 1)
+    length, x, p = _pop_raw(x, p, begin, words, 5)
+    rest, x, p = _pop_raw(x, p, begin, words, min(length, LEVEL_BITS))
+    excess = ((np.int64(1) << min(length, LEVEL_BITS)) | rest) - 1
+    raw, x, p = _pop_raw(x, p, begin, words, shift)
+    return ((lowest - 1 - excess if side else highest + 1 + excess) << shift) | raw, x, p
+
+
+@njit(cache=True, nogil=True)
+def _search(v, cumulative, first):
+    """Index of the symbol that holds a quantile, from the first on that may."""
+    while _U(_read_uint32(cumulative, first + 1)) <= v:
+        first += 1
+    return first
+
+
+@njit(cache=True, nogil=True)
 def _grid_value(k, q, spacing, labelling):
     """Reconstruction value in units of the step: plain `spacing * k + q`, sign-symmetric `2 k - q sign(k)`."""
     if labelling == 0:
@@ -96,8 +149,54 @@ def _grid_value(k, q, spacing, labelling):
     return np.float32(2 * k - (q if k > 0 else (-q if k < 0 else 0)))
 
 
-# Arrays are not passed to functions per symbol: numba would count their references, which costs more than the decoding.  Hence
-# four copies of the loop body.
+@njit(cache=True, nogil=True, inline="always")
+def table_of(code, classes, shift):
+    """Table of a weight in the quantizer 0, or in both with bypass bits, from the sum of its codes; -1 if it is not coded."""
+    return (2 * min(max(code, 1), classes) | (1 if shift > 0 else 0)) if code > DEAD else -1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def decode_weight(x, p, begin, s, digest, table, source):
+    """One weight of a stream: (coder state, next word, trellis state, digest, level, value in steps).
+
+    All that follows waits for the coder state, so the path to that is short: what is to be known of most quantiles stands in one entry,
+    and the next word is read before it is known to be needed.
+    """
+    q = s & 1
+    t = table | q
+    v = x & _MASK24
+    entry = _read_uint64(source.entries, (t << 8) + np.int64(v >> _U(16)))
+    word = _U(_read_uint32(source.words, max(p, 0)))
+    k = np.int64(entry) >> 48
+    frequency = (entry >> _U(24)) & _MASK24
+    rest = v - (entry & _MASK24)
+    if rest >= frequency:  # of a later symbol
+        lowest, row = np.int64(_read_int32(source.low, t)), t * source.symbols
+        a = _search(v, source.cumulative, row + k - lowest)
+        start = _U(_read_uint32(source.cumulative, a))
+        frequency = _U(_read_uint32(source.cumulative, a + 1)) - start
+        rest = v - start
+        a -= row
+        k = ESCAPE if a == _read_int32(source.escape, t) else lowest + a
+    x = frequency * (x >> _U(24)) + rest
+    short = _U(1) if x < _LIMIT and p >= begin else _U(0)  # not a jump: nobody can foretell it
+    x = (x << (short << _U(5))) | (word & (_U(0) - short))
+    p -= np.int64(short)
+    if k == ESCAPE:
+        lowest = np.int64(_read_int32(source.low, t))
+        highest = lowest + _read_int32(source.escape, t) - 1
+        k, x, p = _pop_rest(x, p, begin, source.words, lowest, highest, source.shift)
+    elif source.shift > 0:  # at most RAW_CHUNK bits: `_pop_raw` in one step
+        bits = _U(24 - source.shift)
+        v = x & _MASK24
+        k = (k << source.shift) | np.int64(v >> bits)
+        x = ((x >> _U(24)) << bits) + (v & ((_U(1) << bits) - _U(1)))
+        if x < _LIMIT and p >= begin:
+            x = (x << _U(32)) | _U(_read_uint32(source.words, p))
+            p -= 1
+    digest = (digest ^ _U(k)) * _PRIME
+    s = _read_int64(source.next_state, 2 * s + (k & 1))
+    return x, p, s, digest, k, _grid_value(k, q, source.spacing, source.labelling)
 
 
 @njit(cache=True, nogil=True)
@@ -125,44 +224,37 @@ def decode_tile(
     words: uint32, of which begin..end are this stream; row_codes, column_codes: int16, the base is in the row codes, -1000 for
     dead ones; row_steps, column_steps: float32 (rows,) and (columns,), the latter factors of the former.
     """
-    cumulative, hint, low, escape = tables
+    source = open_source(words, tables, next_state, shift, labelling)
     x, p = _start(words, begin, end)
-    digest = _U(0)
-    s = np.int64(0)
-    spacing = 1 if next_state.shape[0] == 1 else 2
-    raw = 1 if shift > 0 else 0
+    s, digest = np.int64(0), _U(0)
     for j in range(left, right):
-        column_code = np.int64(column_codes[j])
-        column_step = column_steps[j]
+        code, by = np.int64(column_codes[j]), column_steps[j]
         for i in range(top, bottom):
-            c = np.int64(row_codes[i]) + column_code
-            if c > DEAD:
-                c = min(max(c, 1), classes)
-                q = s & 1
-                t = 2 * c + (q | raw)
-                v = x & _MASK24
-                a = np.int64(hint[t, np.int64(v >> _U(16))])
-                while _U(cumulative[t, a + 1]) <= v:
-                    a += 1
-                start = _U(cumulative[t, a])
-                x = (_U(cumulative[t, a + 1]) - start) * (x >> _U(24)) + (v - start)
-                if x < _LIMIT and p >= begin:
-                    x = (x << _U(32)) | _U(words[p])
-                    p -= 1
-                k = np.int64(low[t]) + a
-                if a == escape[t]:
-                    k, x, p = _pop_rest(x, p, begin, words, np.int64(low[t]), k - 1, shift)
-                elif raw:
-                    k, x = _pop_bypass(k, x, shift)
-                    if x < _LIMIT and p >= begin:
-                        x = (x << _U(32)) | _U(words[p])
-                        p -= 1
-                digest = (digest ^ _U(k)) * _PRIME
-                plane[i, j] = _grid_value(k, q, spacing, labelling) * row_steps[i] * column_step
-                s = next_state[s, k & 1]
-            else:
-                plane[i, j] = np.float32(0)
+            table, value = table_of(np.int64(row_codes[i]) + code, classes, shift), np.float32(0)
+            if table >= 0:
+                x, p, s, digest, _, value = decode_weight(x, p, begin, s, digest, table, source)
+            plane[i, j] = value * row_steps[i] * by
     return x, p - begin + 1, digest
+
+
+@njit(cache=True, nogil=True)
+def _choose_tables(row_codes, code, classes, shift, out):
+    """Tables of the weights of a column."""
+    for i in range(len(out)):
+        out[i] = table_of(np.int32(row_codes[i]) + np.int32(code), np.int32(classes), shift)
+
+
+@njit(cache=True, nogil=True)
+def _place_strip(strip, row_steps, column_steps, out):
+    """Values in steps, a row to each column of the plane, to their part of the plane, float32."""
+    height, width = out.shape
+    for j in range(width):
+        values, by = strip[j], column_steps[j]
+        for i in range(height):
+            values[i] = values[i] * row_steps[i] * by
+    for i in range(height):
+        for j in range(width):
+            out[i, j] = strip[j, i]
 
 
 @njit(cache=True, nogil=True)
@@ -192,131 +284,42 @@ def decode_four(
 
     begin, end, rows, columns: int64 (4,), words and corner of each.  state, left_over, digests: (4,) results as of `decode_tile`.
     """
-    cumulative, hint, low, escape = tables
-    spacing = 1 if next_state.shape[0] == 1 else 2
-    raw = 1 if shift > 0 else 0
+    source = open_source(words, tables, next_state, shift, labelling)
     b0, b1, b2, b3 = begin[0], begin[1], begin[2], begin[3]
-    r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
-    n0, n1, n2, n3 = columns[0], columns[1], columns[2], columns[3]
     x0, p0 = _start(words, b0, end[0])
     x1, p1 = _start(words, b1, end[1])
     x2, p2 = _start(words, b2, end[2])
     x3, p3 = _start(words, b3, end[3])
     d0 = d1 = d2 = d3 = _U(0)
     s0 = s1 = s2 = s3 = np.int64(0)
-    for j in range(width):
-        c0, c1 = np.int64(column_codes[n0 + j]), np.int64(column_codes[n1 + j])
-        c2, c3 = np.int64(column_codes[n2 + j]), np.int64(column_codes[n3 + j])
-        f0, f1, f2, f3 = column_steps[n0 + j], column_steps[n1 + j], column_steps[n2 + j], column_steps[n3 + j]
-        for i in range(height):
-            c = np.int64(row_codes[r0 + i]) + c0
-            if c > DEAD:
-                c = min(max(c, 1), classes)
-                q = s0 & 1
-                t = 2 * c + (q | raw)
-                v = x0 & _MASK24
-                a = np.int64(hint[t, np.int64(v >> _U(16))])
-                while _U(cumulative[t, a + 1]) <= v:
-                    a += 1
-                start = _U(cumulative[t, a])
-                x0 = (_U(cumulative[t, a + 1]) - start) * (x0 >> _U(24)) + (v - start)
-                if x0 < _LIMIT and p0 >= b0:
-                    x0 = (x0 << _U(32)) | _U(words[p0])
-                    p0 -= 1
-                k = np.int64(low[t]) + a
-                if a == escape[t]:
-                    k, x0, p0 = _pop_rest(x0, p0, b0, words, np.int64(low[t]), k - 1, shift)
-                elif raw:
-                    k, x0 = _pop_bypass(k, x0, shift)
-                    if x0 < _LIMIT and p0 >= b0:
-                        x0 = (x0 << _U(32)) | _U(words[p0])
-                        p0 -= 1
-                d0 = (d0 ^ _U(k)) * _PRIME
-                plane[r0 + i, n0 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r0 + i] * f0
-                s0 = next_state[s0, k & 1]
-            else:
-                plane[r0 + i, n0 + j] = np.float32(0)
-            c = np.int64(row_codes[r1 + i]) + c1
-            if c > DEAD:
-                c = min(max(c, 1), classes)
-                q = s1 & 1
-                t = 2 * c + (q | raw)
-                v = x1 & _MASK24
-                a = np.int64(hint[t, np.int64(v >> _U(16))])
-                while _U(cumulative[t, a + 1]) <= v:
-                    a += 1
-                start = _U(cumulative[t, a])
-                x1 = (_U(cumulative[t, a + 1]) - start) * (x1 >> _U(24)) + (v - start)
-                if x1 < _LIMIT and p1 >= b1:
-                    x1 = (x1 << _U(32)) | _U(words[p1])
-                    p1 -= 1
-                k = np.int64(low[t]) + a
-                if a == escape[t]:
-                    k, x1, p1 = _pop_rest(x1, p1, b1, words, np.int64(low[t]), k - 1, shift)
-                elif raw:
-                    k, x1 = _pop_bypass(k, x1, shift)
-                    if x1 < _LIMIT and p1 >= b1:
-                        x1 = (x1 << _U(32)) | _U(words[p1])
-                        p1 -= 1
-                d1 = (d1 ^ _U(k)) * _PRIME
-                plane[r1 + i, n1 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r1 + i] * f1
-                s1 = next_state[s1, k & 1]
-            else:
-                plane[r1 + i, n1 + j] = np.float32(0)
-            c = np.int64(row_codes[r2 + i]) + c2
-            if c > DEAD:
-                c = min(max(c, 1), classes)
-                q = s2 & 1
-                t = 2 * c + (q | raw)
-                v = x2 & _MASK24
-                a = np.int64(hint[t, np.int64(v >> _U(16))])
-                while _U(cumulative[t, a + 1]) <= v:
-                    a += 1
-                start = _U(cumulative[t, a])
-                x2 = (_U(cumulative[t, a + 1]) - start) * (x2 >> _U(24)) + (v - start)
-                if x2 < _LIMIT and p2 >= b2:
-                    x2 = (x2 << _U(32)) | _U(words[p2])
-                    p2 -= 1
-                k = np.int64(low[t]) + a
-                if a == escape[t]:
-                    k, x2, p2 = _pop_rest(x2, p2, b2, words, np.int64(low[t]), k - 1, shift)
-                elif raw:
-                    k, x2 = _pop_bypass(k, x2, shift)
-                    if x2 < _LIMIT and p2 >= b2:
-                        x2 = (x2 << _U(32)) | _U(words[p2])
-                        p2 -= 1
-                d2 = (d2 ^ _U(k)) * _PRIME
-                plane[r2 + i, n2 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r2 + i] * f2
-                s2 = next_state[s2, k & 1]
-            else:
-                plane[r2 + i, n2 + j] = np.float32(0)
-            c = np.int64(row_codes[r3 + i]) + c3
-            if c > DEAD:
-                c = min(max(c, 1), classes)
-                q = s3 & 1
-                t = 2 * c + (q | raw)
-                v = x3 & _MASK24
-                a = np.int64(hint[t, np.int64(v >> _U(16))])
-                while _U(cumulative[t, a + 1]) <= v:
-                    a += 1
-                start = _U(cumulative[t, a])
-                x3 = (_U(cumulative[t, a + 1]) - start) * (x3 >> _U(24)) + (v - start)
-                if x3 < _LIMIT and p3 >= b3:
-                    x3 = (x3 << _U(32)) | _U(words[p3])
-                    p3 -= 1
-                k = np.int64(low[t]) + a
-                if a == escape[t]:
-                    k, x3, p3 = _pop_rest(x3, p3, b3, words, np.int64(low[t]), k - 1, shift)
-                elif raw:
-                    k, x3 = _pop_bypass(k, x3, shift)
-                    if x3 < _LIMIT and p3 >= b3:
-                        x3 = (x3 << _U(32)) | _U(words[p3])
-                        p3 -= 1
-                d3 = (d3 ^ _U(k)) * _PRIME
-                plane[r3 + i, n3 + j] = _grid_value(k, q, spacing, labelling) * row_steps[r3 + i] * f3
-                s3 = next_state[s3, k & 1]
-            else:
-                plane[r3 + i, n3 + j] = np.float32(0)
+    chosen, strips = np.empty((4, height), np.int32), np.empty((4, min(width, STRIP), height), np.float32)
+    for first in range(0, width, STRIP):
+        wide = min(width - first, STRIP)
+        for j in range(wide):
+            for m in range(4):
+                code = column_codes[columns[m] + first + j]
+                _choose_tables(row_codes[rows[m] : rows[m] + height], code, classes, shift, chosen[m])
+            for i in range(height):
+                v0 = v1 = v2 = v3 = np.float32(0)
+                table = np.int64(chosen[0, i])
+                if table >= 0:
+                    x0, p0, s0, d0, _, v0 = decode_weight(x0, p0, b0, s0, d0, table, source)
+                strips[0, j, i] = v0
+                table = np.int64(chosen[1, i])
+                if table >= 0:
+                    x1, p1, s1, d1, _, v1 = decode_weight(x1, p1, b1, s1, d1, table, source)
+                strips[1, j, i] = v1
+                table = np.int64(chosen[2, i])
+                if table >= 0:
+                    x2, p2, s2, d2, _, v2 = decode_weight(x2, p2, b2, s2, d2, table, source)
+                strips[2, j, i] = v2
+                table = np.int64(chosen[3, i])
+                if table >= 0:
+                    x3, p3, s3, d3, _, v3 = decode_weight(x3, p3, b3, s3, d3, table, source)
+                strips[3, j, i] = v3
+        for m in range(4):
+            down, across = slice(rows[m], rows[m] + height), slice(columns[m] + first, columns[m] + first + wide)
+            _place_strip(strips[m], row_steps[down], column_steps[across], plane[down, across])
     state[0], state[1], state[2], state[3] = x0, x1, x2, x3
     left_over[0], left_over[1], left_over[2], left_over[3] = p0 - b0 + 1, p1 - b1 + 1, p2 - b2 + 1, p3 - b3 + 1
     digests[0], digests[1], digests[2], digests[3] = d0, d1, d2, d3

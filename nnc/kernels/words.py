@@ -66,7 +66,7 @@ def push_tile(levels, codes, tables, next_state, shift, words, x, count):
     """Push one CTU onto a coder with the state x and so many words; the rest as of `encode_tile`.
 
     Returns (state, number of words, digest)."""
-    cumulative, hint, low, escape = tables
+    cumulative, _, low, escape = tables
     n = levels.shape[0]
     which = np.empty(n, np.int32)
     s = np.int64(0)
