@@ -51,6 +51,7 @@ from .sensitivity import (
     Sensitivity,
     choose_steps,
     following_steps,
+    shrink,
 )
 from .splitting import Task, choose_trees, deviates, place, skipped_cells
 from .substitution import FrozenCodec, measure_loss, substitute
@@ -132,14 +133,18 @@ def encode_calibrated(
     split, weights = make_plane(tensor)
     turn = (lambda plane: np.ascontiguousarray(plane.T)) if sensitivity.transposed else (lambda plane: plane)
     wanted = turn(layout.coefficients(_inliers(weights, outliers)))
+    plane = wanted if predicted is None else turn(layout.coefficients(_inliers(weights - predicted.plane, outliers)))
+    target = None
+    if substitution == "feedback" and not layout.memory:
+        sensitivity, target, lagrangian = shrink(sensitivity, plane, factor, search.lagrangian)
+        search = replace(search, lagrangian=lagrangian)
     steps = choose_steps(sensitivity, wanted, factor, search.states, relief)
     step = float(np.float32(steps.step))
     price = factor**2 / 2 * search.lagrangian if substitution == "gradient" else None
-    plane = wanted if predicted is None else turn(layout.coefficients(_inliers(weights - predicted.plane, outliers)))
     chosen = (steps.rows, steps.columns)
-    job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers)
+    job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers, target)
     job = _refit_memory(job, search, pool)[0] if layout.memory else job
-    powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane))
+    powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane if target is None else target))
     return _or_exact(name, tensor, encode_plane(name, tensor, job, powers, search, bank, pool))
 
 
@@ -172,7 +177,7 @@ def encode_plane(
 ) -> EncodedTensor | None:
     """Code a plane of any tensor; powers: of its relative plane.  None if the step is too fine for its largest weight."""
     trellis = make_trellis(search.states)
-    plane, grid_step = job.plane, job.grid_step
+    plane, grid_step = job.plane if job.target is None else job.target, job.grid_step
     scales = fit_scales(powers, trellis.spacing * grid_step, job.follow, job.steps)
     row_steps, column_steps = scales.row_steps(grid_step), scales.column_steps()
     smallest, largest = column_steps.min(), column_steps.max()
@@ -271,6 +276,7 @@ def encode_plane(
     if scales.trees:
         tree_model, parts = encode_trees(scales.trees, grid)
         tree = Tree(tree_model, len(parts))
+    plane = job.plane
     if search.labelling == LOGARITHMIC:
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]

@@ -17,7 +17,7 @@ class Job:
     """A plane and how it is to be coded: levels `grid_step` apart, times what `steps` of rows and columns say; `step` is what the
     record says.  sensitivity: of a plane whose errors are fed back (if `feedback`), or whose loss is to be told; price: loss per bit, for
     a search by gradients; predicted: what the plane was reduced by; layout: in which it is; outliers: that were taken from it, only of a plain
-    layout."""
+    layout; target: what is quantized in place of the plane, None for that itself."""
 
     plane: np.ndarray
     split: int
@@ -31,6 +31,7 @@ class Job:
     predicted: Predicted | None = None
     layout: Layout = PLAIN
     outliers: Outlying | None = None
+    target: np.ndarray | None = None
 
     @property
     def transposed(self) -> bool:

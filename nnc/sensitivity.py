@@ -14,7 +14,7 @@ would otherwise get a step at which every weight becomes plus or minus a step; a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp, ldexp
 
 import numpy as np
@@ -29,6 +29,8 @@ from .quantize.trellis import make_trellis
 DAMPING = (0.1, 0.01)  # of the diagonals of R and C: with outlier inputs their mean would drown all others
 FEW_ROWS = 48  # planes with fewer are transposed, so that a column of the trellis is long
 LEAST = 1e-4  # sensitivities below this part of their mean are taken for as much
+MOST_SHRUNK = 0.25  # of what an error costs: beyond, the caps of the steps bind
+SHRUNK, SEARCHED = 0.5, 0.6  # parts of the price of bits that are counted in the target, and in the search for levels
 MOST_SPACING = 4.0  # distance of the values of one quantizer, of the rms of a row or column
 
 
@@ -103,13 +105,65 @@ def _invert(full: np.ndarray, diagonal: np.ndarray, damping: float) -> np.ndarra
     while True:
         damped = matrix / (1 + damping)
         damped.diagonal().copy_(flipped)  # a share of the diagonal, not more of it: the steps must not shrink with the damping
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        upper, failed = _inverse_factor(damped)
         if not failed:
             break
         damping = max(10 * damping, 1e-3)
+    return np.ascontiguousarray(upper.numpy())
+
+
+def _inverse_factor(flipped: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Upper triangular U with `U^T U = C^-1` of C with both axes flipped, and whether that is not positive definite."""
+    lower, failed = torch.linalg.cholesky_ex(flipped)
     # C = V V^T with V upper triangular is the factor of the flipped matrix, flipped; U is the inverse of V
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=torch.float64), upper=False)
-    return np.ascontiguousarray(inverse.flip(0, 1).numpy())
+    return inverse.flip(0, 1), bool(failed)
+
+
+def shrink(
+    sensitivity: Sensitivity, plane: np.ndarray, factor: float, lagrangian: float
+) -> tuple[Sensitivity, np.ndarray, float]:
+    """What to quantize so that the loss and the bits together become least: sensitivity, target float32 in place of the plane (already
+    transposed), and Lagrangian of the search.  As they are where nothing is known of the inputs but their power.
+
+    Feedback alone cancels all of every error, also what is fed into weights that are not worth it: of columns with less than a bit nothing
+    should be left.  A value v of variance p takes `v^2 / (2 p ln 2)` bits more than zero, so at `lagrangian` step^2 per bit
+
+        loss + price * bits = 1/2 tr(R (W - V) C (W - V)^T) + 1/2 tr(R V M V^T),   M = diag(factor^2 lagrangian / (2 ln 2 p_j))
+
+    which is least at `V = W C (C + M)^-1`, and around it costs what C + M says: feedback as in an MMSE equalizer in place of zero forcing
+    (Cioffi et al., IEEE Trans. Comm. 43, 1995), and water-filling where M is large.  The search sees the bits of each value on its own: a
+    part of them is counted here, the rest there.
+    """
+    distortion = SHRUNK * factor**2 * lagrangian / (2 * np.log(2))
+    transposed = sensitivity.transposed
+    steps, inverse = (sensitivity.rows, sensitivity.down) if transposed else (sensitivity.columns, sensitivity.upper)
+    rows = sensitivity.statistics.rows
+    if not inverse.shape[1] or rows.ndim == 1 and np.ptp(rows) > 0:  # of a table C is not that of its inputs, but of gradients
+        return sensitivity, plane, lagrangian
+    turned = plane.T if transposed else plane
+    power = np.square(turned / (sensitivity.columns if transposed else sensitivity.rows)[:, None]).mean(0)
+    steps, inverse, target = _shrink_side(steps, inverse, power, turned, distortion)
+    if transposed:
+        return replace(sensitivity, rows=steps, down=inverse), np.ascontiguousarray(target.T), SEARCHED * lagrangian
+    return replace(sensitivity, columns=steps, upper=inverse), target, SEARCHED * lagrangian
+
+
+def _shrink_side(
+    steps: np.ndarray, inverse: np.ndarray, power: np.ndarray, plane: np.ndarray, distortion: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps and U of the inputs, which are columns of the plane, and its target.  power: of the columns."""
+    upper = torch.from_numpy(inverse).double()
+    diagonal = upper.diagonal().numpy()
+    relative = steps / diagonal
+    penalty = distortion * relative**2 / np.maximum(power, LEAST * power.mean()) if power.any() else np.zeros(len(power))
+    penalty = np.minimum(penalty, MOST_SHRUNK * diagonal**-2.0)
+    matrix = torch.cholesky_inverse(upper, upper=True)
+    matrix.diagonal().add_(torch.from_numpy(penalty))
+    upper = _inverse_factor(matrix.flip(0, 1))[0].contiguous()
+    whole = torch.from_numpy(np.ascontiguousarray(plane)).double()
+    target = whole - (whole * torch.from_numpy(penalty)) @ upper.T @ upper
+    return relative * upper.diagonal().numpy(), upper.float().numpy(), target.float().numpy()
 
 
 def short_step(step: float) -> float:

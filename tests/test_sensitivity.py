@@ -21,6 +21,7 @@ from nnc.sensitivity import (
     choose_steps,
     measure_sensitivity,
     short_step,
+    shrink,
 )
 
 MANY = (10**9, 10**9)  # samples: nothing is shrunk
@@ -206,3 +207,18 @@ def test_short_steps_have_eight_bits():
         short = short_step(step)
         assert short == pytest.approx(step, rel=2**-8) and short_step(short) == short
         assert np.float32(short) == short and np.float32(short).view(np.uint32) & 0xFFFF == 0
+
+
+def test_what_is_quantized_lowers_loss_and_bits_together():
+    rng = np.random.default_rng(3)
+    moment = 0.9 ** np.abs(np.arange(24)[:, None] - np.arange(24)) * np.outer(*[np.exp(rng.normal(0, 0.7, 24))] * 2)
+    known = measure_sensitivity(TensorStatistics(np.ones(60, np.float32), moment.astype(np.float32), (10**9, 10**9)), (1e-3, 1e-3))
+    plane = rng.standard_normal((60, 24)).astype(np.float32)
+    none, same, lagrangian = shrink(known, plane, 1e-6, 0.38)
+    assert np.allclose(same, plane, atol=1e-5) and np.allclose(none.columns, known.columns, rtol=1e-5) and lagrangian < 0.38
+    factor = 0.4 / 2.0**known.mean_octave
+    found, target, _ = shrink(known, plane, factor, 0.38)
+    assert np.square(target).sum() < np.square(plane).sum() and (found.columns <= known.columns * (1 + 1e-6)).all()
+    assert known.loss(target - plane) < known.loss(plane) / 20  # what is left out hardly matters
+    table = TensorStatistics(np.arange(1, 61, dtype=np.float32), moment.astype(np.float32), (5, 5))
+    assert shrink(measure_sensitivity(table), plane, factor, 0.38)[1] is plane  # its columns are no inputs
