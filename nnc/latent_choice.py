@@ -21,7 +21,8 @@ from .partition.grid import Grid
 from .quantize.trellis import make_trellis
 from .rdo import LOW, Scales, codes_of
 
-REACH = 6  # quarter octaves on either side of the code that was fitted
+REACH = 6  # quarter octaves on either side of the code that was fitted ...
+ROUNDS = 4  # ... or chosen before: a single large weight widens the scale of its row by octaves
 WEIGHTS, SMALL = 150, 1 << 16  # of a code, at most, and of a tensor in which codes are chosen anyway: else scales are known well enough
 PULLS = (0.5, 1.0, 2.0)  # bits by which a code is held back per mean step between neighbours
 
@@ -38,10 +39,13 @@ def choose_codes(scales: Scales, levels: Sequence[np.ndarray], grid: Grid, bits:
         live = codes != OFF
         if (name == "rows" and scales.follow) or number < 2 or total > max(SMALL, WEIGHTS * number) or not live.any():
             continue
-        costs = _price(scales, levels, grid, bits, states, name, run)
         steps = scales.of_rows if name == "rows" else scales.of_columns
-        found = _choose(codes, costs, taps[name == "columns"], ARRAYS.id(name), steps.codes)
-        scales = replace(scales, **{name: found})
+        for _ in range(ROUNDS):
+            codes, costs = getattr(scales, name), _price(scales, levels, grid, bits, states, name, run)
+            found = _choose(codes, costs, taps[name == "columns"], ARRAYS.id(name), steps.codes)
+            scales = replace(scales, **{name: found})
+            if not (np.abs(found - codes)[live] == REACH).any():
+                break  # none would go further
     return scales
 
 

@@ -173,10 +173,9 @@ def test_changed_digests_of_the_reference_are_refused(place, small):
 def test_levels_of_a_prediction_are_in_the_digest(place, small):
     """A changed stream of a predicted tensor, with the checksum set right again."""
     _, directory, rest = parts(place)
-    coding = directory.records[0].coding
-    begin, draw = coding.side, random.Random(24)
-    end = directory.records[0].stored
-    assert begin < end
+    draw, end = random.Random(24), len(rest)
+    begin = end - directory.units[0].stream
+    assert directory.records[0].joined and begin < end
     for _ in range(300):
         changed = change_bytes(rest, draw, begin, end)
         unit = replace(directory.units[0], checksum=checksum(changed))
