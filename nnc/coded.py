@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -23,6 +24,7 @@ from .errors import Corruption
 from .fields import Permutations, Steps
 from .kernels.cells import decode_cells
 from .kernels.streams import decode_four, decode_tile
+from .levels import LearnedLevels, find_place
 from .partition.grid import Grid
 from .partition.planes import plane_shape
 from .partition.tree import CELL_BITS
@@ -91,6 +93,13 @@ class CodedTensor:
         logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
         return not (coding.tools.codebook or coding.tools.outliers or coding.prediction or logarithmic)
 
+    @cached_property
+    def learned(self) -> LearnedLevels | None:
+        """What finds the tables of the levels, if a network chooses them."""
+        network, coding = self.bank.network(self.coding.model), self.coding
+        place = network and find_place(coding, self.record.shape, self.rows, self.columns)
+        return LearnedLevels(network, place, coding.states, coding.shift) if place else None
+
     def plane_rows(self, start: int, stop: int) -> tuple[int, int]:
         """Rows of the tensor (along its first axis) as rows of its plane, before that is transposed; with one row, as columns."""
         shape, split = self.record.shape, self.coding.split
@@ -134,7 +143,8 @@ class CodedTensor:
         plane = torch.empty(sides[::-1] if coding.transposed else sides).numpy()
         plane = plane.T if coding.transposed else plane
         words, bounds = gather_words(streams)
-        tables, trellis = self.bank.table_set(coding.model).arrays, make_trellis(coding.states)
+        learned = self.learned
+        tables, trellis = learned.tables if learned else self.bank.table_set(coding.model).arrays, make_trellis(coding.states)
         logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
         row_steps, column_steps = self.row_steps[down], self.column_steps[across]
         overflows = float(row_steps.max()) * max(1.0, float(column_steps.max())) * MAX_GRID > LARGEST
@@ -154,6 +164,11 @@ class CodedTensor:
 
         def decode(group: list[int]) -> bool:
             tiles = [band.tiles[g] for g in group]
+            if learned:
+                ends = np.stack([bounds[group], bounds[[g + 1 for g in group]]], 1)
+                corner, steps = (band.top, band.left), (row_steps, column_steps)
+                good, digests[group] = learned.decode(words, ends, tiles, corner, labelling, steps, plane)
+                return good
             if cells is not None or len(group) == 4:
                 number = len(group)
                 state, left_over, digest = np.zeros(number, np.uint64), np.zeros(number, np.int64), np.zeros(number, np.uint64)
@@ -171,7 +186,8 @@ class CodedTensor:
                 good &= state == 0 and left_over == 0
             return good
 
-        groups = _lockstep_groups(band.tiles)
+        alone = learned and learned.network.kind == "context"  # its chain of dependencies is too long to gain from company
+        groups = [[n] for n in range(len(band.tiles))] if alone else _lockstep_groups(band.tiles)
         results = (
             [pool.submit(decode, group).result for group in groups]
             if pool

@@ -19,6 +19,7 @@ from .encoder import encode_calibrated, encode_coded, encode_fine, encode_vector
 from .entropy.explicit import ModelBank
 from .entropy.parametric import SHAPES
 from .exact import encode_exact, encode_plain, encode_same
+from .learning.choice import Candidates, choose_networks, levels_of
 from .memories import surely_saves
 from .plan import Plan
 from .quantize.trellis import LABELLINGS
@@ -36,7 +37,7 @@ FIXED = ("exact", "plain", "same")  # treatments that do not depend on the facto
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """One request: a checkpoint, its plans, what was asked for.  limit: bytes per file, None for a single one; alignment: with the
-    reference; matrices: of bases; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next."""
+    reference; matrices: of bases; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next; candidates: the networks that are tried, once there are some."""
 
     checkpoint: Checkpoint
     plans: list[Plan]
@@ -48,6 +49,7 @@ class Encoding:
     matrices: Matrices = ()
     relief: float = 1.0
     fixed: dict[str, EncodedTensor] = field(default_factory=dict)
+    candidates: list[Candidates] = field(default_factory=list)
 
     @property
     def coded(self) -> list[Plan]:
@@ -83,9 +85,19 @@ class Encoding:
         self.fixed.update({e.record.name: e for e, plan in zip(encoded, self.plans) if plan.treatment in FIXED})
         if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
             bank = ModelBank()  # no tensor took to the explicit tables
+        if self.asked.entropy != "static":
+            encoded, bank = self._learn(encoded, bank)
         targets = {plan.name: plan.target for plan in self.plans if plan.treatment == "alias"}
         entry = self.alignment and ReferenceEntry(self.alignment.hint, tuple(self.alignment.permutations))
         return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit, entry, self.matrices)
+
+    def _learn(self, encoded: list[EncodedTensor], bank: ModelBank) -> tuple[list[EncodedTensor], ModelBank]:
+        """The same levels with tables that networks choose, where that makes the file smaller; networks of the file's own are trained at the
+        first factor that is tried."""
+        if not self.candidates:
+            tensors = levels_of(encoded, bank, self.matrices)
+            self.candidates.append(Candidates.find(tensors, self.asked.entropy))
+        return choose_networks(encoded, bank, self.matrices, self.candidates[0], self.workers.tiles.map if self.workers.tiles else map)
 
     def _encode_coded(self, plan: Plan, step: float, search: Search, bank: ModelBank) -> EncodedTensor:
         """A quantized tensor, in the way that costs least of those that may be tried."""

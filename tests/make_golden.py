@@ -22,6 +22,7 @@ import reference_decoder as decoder
 import torch
 from golden_cases import CASES, FORCED, GOLDEN, Case, Source
 from golden_damage import BAD, BAD_FOLDER, write_bad
+from network_cases import NETWORKS_OF, force_networks
 from torch import Tensor
 
 import nnc
@@ -32,6 +33,7 @@ from nnc.cluster.outlying import take_outliers
 from nnc.encoded import EncodedTensor
 from nnc.encoder import make_plane
 from nnc.entropy.scales import MOST
+from nnc.learning.choice import choose_networks
 from nnc.quantize.steps import StepCodes
 from nnc.sensitivity import choose_codes
 from nnc.tiling.choice import encode_alternative
@@ -110,7 +112,8 @@ def write_golden(case: Case) -> None:
     statistics = make_statistics(source, case.seed) if case.calibrated else None
     with (patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes),
           patch("nnc.encoding.encode_alternative", choose_tiles(case.tiles) if case.tiles else encode_alternative),
-          patch("nnc.encoding.encode_best", force_tools if case.forced else encode_best)):
+          patch("nnc.encoding.encode_best", force_tools if case.forced else encode_best),
+          patch("nnc.encoding.choose_networks", force_networks(NETWORKS_OF[case.networks]()) if case.networks else choose_networks)):
         nnc.compress(source, case.path, threads=1, statistics=statistics, reference=case.reference_path, **case.options)
     tensors = loaded(case.path)
     if list(tensors.items()) != list(decoder.decode(case.path).items()):
@@ -118,7 +121,7 @@ def write_golden(case: Case) -> None:
         raise SystemExit(f"{case.name}: the reference decoder disagrees")
     origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__, "torch": torch.__version__, "options": case.options,
               "seed": case.seed, "calibrated": case.calibrated, "unit": case.unit, "reference": case.reference,
-              "tiles": case.tiles, "forced": case.forced}
+              "tiles": case.tiles, "forced": case.forced, "networks": case.networks}
     listing = {name: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(data).hexdigest()} for name,
                (dtype, shape, data) in tensors.items()}
     case.note.write_text(json.dumps({"origin": origin, "tensors": listing}, indent=1) + "\n")
