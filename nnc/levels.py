@@ -42,11 +42,11 @@ class LearnedLevels:
     shift: int
 
     @cached_property
-    def _numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What rows and columns add to the place of their tables, int64, negative where nothing is coded, and int32, the tables: for every class
-        of columns, for every class of rows, of both quantizers."""
+        of columns, for every class of rows, of both quantizers; these count in the last array, numbers in the bank."""
         place = self.place
-        rows, columns, first_rows, first_columns = place.classes()
+        rows, columns, first_rows, first_columns = place.classes(3 in self.network.inputs)
         shape = len(first_columns), len(first_rows), 2
         numbers = np.zeros(prod(shape), np.int32)
         for at in range(0, len(numbers), CHUNK):
@@ -55,12 +55,19 @@ class LearnedLevels:
             found = run(self.network, place.inputs(row, column, q))
             numbers[at : at + CHUNK] = table_number(FINE * place.scale(row, column) + found[:, 0], found[:, 1], q)
         dead = -2 * len(numbers) - 2
-        return np.where(rows < 0, dead, 2 * rows), np.where(columns < 0, dead, 2 * len(first_rows) * columns), numbers
+        used, numbers = np.unique(numbers, return_inverse=True)
+        places = np.where(rows < 0, dead, 2 * rows), np.where(columns < 0, dead, 2 * len(first_rows) * columns)
+        return *places, numbers.reshape(-1).astype(np.int32), used
 
     @cached_property
     def tables(self) -> tuple[np.ndarray, ...]:
-        """The bank with the tables that may be needed."""
-        return fine_tables(self._numbers[2] if self.network.kind == "hyper" else None)
+        """The tables that may be needed: for context the bank, else those of the classes side by side, which caches hold."""
+        if self.network.kind == "context":
+            return fine_tables()
+        used = self._numbers[3]
+        cumulative, hint, low, escape = fine_tables(used)
+        width = int(escape[used].max(initial=0)) + 2
+        return np.ascontiguousarray(cumulative[used, :width]), hint[used], low[used], escape[used]
 
     def decode(self, words: np.ndarray, bounds: np.ndarray, tiles: list[Tile], corner: tuple[int, int], labelling: int,
                steps: tuple[np.ndarray, np.ndarray], plane: np.ndarray) -> tuple[bool, np.ndarray]:
@@ -70,7 +77,7 @@ class LearnedLevels:
         digests = np.zeros(len(tiles), np.uint64)
         down, across = (slice(at, at + size) for at, size in zip(corner, plane.shape))
         if self.network.kind == "hyper":
-            rows, columns, numbers = self._numbers
+            rows, columns, numbers, _ = self._numbers
             kernel, sides = decode_classes, (rows[down], columns[across], numbers)
             if len(tiles) == 4:
                 state, left_over = np.zeros(4, np.uint64), np.zeros(4, np.int64)
@@ -102,10 +109,10 @@ class LearnedLevels:
         return values
 
     def number(self, levels: np.ndarray, tile: Tile) -> np.ndarray:
-        """The table of each level of a CTU: int32 (n,)."""
+        """The table of each level of a CTU, in `tables`: int32 (n,)."""
         if self.network.kind == "hyper":
             which = np.empty(len(levels), np.int32)
-            rows, columns, numbers = self._numbers
+            rows, columns, numbers, _ = self._numbers
             number_classes(levels, *tile, rows, columns, numbers, make_trellis(self.states).next_state, self.shift, which)
             return which
         values = self.trace(levels, tile)

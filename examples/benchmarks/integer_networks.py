@@ -38,6 +38,7 @@ from nnc.entropy.inputs import CONTEXT, HYPER, INPUTS, Place
 from nnc.entropy.network import MAX_INPUT, RANGE, Network, activation_table, read_shipped
 from nnc.errors import Corruption
 from nnc.kernels.networks import encode_numbered, price_levels
+from nnc.learning.choice import Candidates
 from nnc.learning.samples import Samples
 from nnc.learning.shadow import Shadow
 from nnc.learning.training import Recipe, soft_bits, train, true_bits
@@ -340,8 +341,11 @@ def measure_speed(size: int, scratch: Path) -> tuple[Table, list[Bound]]:
     weights, path = make_scaled(size, 1024)[0], scratch / "x.safetensors"
     nnc.compress({"weight": weights}, path, step=STEP, labelling="plain", tools="none", overwrite=True)
     tensor, ways = levels_of_file(path)[0], {}
-    for name, number in (("static tables", 0), ("hyper", 1), ("context", 5)):
-        network = number and read_shipped(number, tuple(INPUTS.items()))
+    networks = {"static tables": None}
+    for kind in ("hyper", "context"):  # what the encoder takes to
+        found = [network for network in Candidates.find([tensor], kind).networks if network.kind == kind]
+        networks[kind] = found[int(np.argmin(tensor.price(found)))]
+    for name, network in networks.items():
         encoded = tensor.replace(NETWORKS, tensor.encode(network)) if network else tensor.encoded
         bank, coding = replace(tensor.bank, networks=(network,) if network else ()), encoded.record.coding
         streams, at = [], coding.side
@@ -350,7 +354,7 @@ def measure_speed(size: int, scratch: Path) -> tuple[Table, list[Bound]]:
             at += length
         ways[name] = (encoded, bank, streams)
     best = dict.fromkeys(ways, float("inf"))
-    for turn in range(15):
+    for turn in range(40):
         for name, (encoded, bank, streams) in ways.items():
             if name == "context" and turn > 2:
                 continue

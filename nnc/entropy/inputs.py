@@ -75,10 +75,10 @@ class Place:
         bits = [min(255, 12 * len(axis).bit_length()) for axis in (self.rows, self.columns)]
         return np.array([*bits, self.machine], np.uint8)
 
-    def classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def classes(self, by_tap: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Rows and columns of equal inputs: the class of each, int64 (rows,) and (columns,), -1 where nothing is coded, and the first row and
-        column of every class."""
-        taps = self.tap_values.astype(np.int64)
+        column of every class; by_tap: whether input 3 counts."""
+        taps = self.tap_values.astype(np.int64) if by_tap else 0
         found = []
         for codes, own in ((self.rows, self.transposed), (self.columns, not self.transposed)):
             keys = codes.astype(np.int64) * 256 + (taps if own else 0)

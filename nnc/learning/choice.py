@@ -13,9 +13,10 @@ from ..entropy.network import SHIPPED, Network, read_shipped
 from .samples import Levels, may_learn, take_samples
 from .training import Recipe, train
 
-OWN = {  # what a file may carry: the inputs that its network sees, and how it is trained
-    "hyper": (tuple(range(HYPER)), Recipe(hidden=(5,), bits=5)),
-    "context": ((0, 1, 2, 4, *range(HYPER, INPUTS["context"])), Recipe(hidden=(6,), bits=5)),
+SCALES = (0, 1, 2, 4)  # inputs: indices and quantizer
+OWN = {  # what a file may carry, most often the first: the inputs that its networks see, and how each is trained
+    "hyper": ((SCALES, Recipe(hidden=(), bits=5)), (tuple(range(HYPER)), Recipe(hidden=(5,), bits=5))),
+    "context": (((*SCALES, *range(HYPER, INPUTS["context"])), Recipe(hidden=(6,), bits=5)),),
 }
 KINDS = {"static": (), "hyper": ("hyper",), "context": ("hyper", "context")}  # of networks that may be used, by what was asked for
 LEAST_TO_LEARN = 1 << 13  # levels of a file that trains a network of its own
@@ -34,7 +35,7 @@ class Candidates:
         found = [read_shipped(number, tuple(INPUTS.items())) for number in range(1, len(SHIPPED) + 1)]
         found = [network for network in found if network.kind in KINDS[asked]]
         if sum(t.encoded.record.elements for t in tensors) >= LEAST_TO_LEARN and (samples := take_samples(tensors)):
-            found += [train(samples, kind, *OWN[kind]).freeze() for kind in KINDS[asked]]
+            found += [train(samples, kind, *recipe).freeze() for kind in KINDS[asked] for recipe in OWN[kind]]
         return cls(tuple(found))
 
     def cost(self, number: int) -> int:
@@ -62,18 +63,12 @@ def choose_networks(
 
     used = min(chain.from_iterable(combinations(numbers, count) for count in range(len(numbers) + 1)), key=size)
 
-    def encode(task: tuple[Levels, list[int]]) -> tuple[int, list[bytes]] | None:
-        """Number of the network and its streams, None where tables are as short."""
+    def encode(task: tuple[Levels, list[int]]) -> EncodedTensor | None:
+        """The tensor with the best network, None where tables are as short."""
         tensor, of = task
         best = min([0, *(1 + n for n in used)], key=lambda n: of[n])
-        streams = tensor.encode(candidates.networks[best - 1]) if best else tensor.streams
-        return (best - 1, streams) if sum(map(len, streams)) < of[0] else None
+        return tensor.replace(NETWORKS + used.index(best - 1), tensor.encode(candidates.networks[best - 1])) if best else None
 
-    found = list(zip(tensors, sizes, run(encode, list(zip(tensors, sizes)))))
-    kept = sorted({chosen[0] for _, _, chosen in found if chosen})
-    saved = sum(of[0] - sum(map(len, chosen[1])) for _, of, chosen in found if chosen)
-    if saved <= sum(map(candidates.cost, kept)):
-        return list(encoded), bank
-    others = {tensor.encoded.record.name: tensor.replace(NETWORKS + kept.index(chosen[0]), chosen[1]) for tensor, _, chosen in found if chosen}
-    networks = tuple(candidates.networks[n] for n in kept)
-    return [others.get(e.record.name, e) for e in encoded], replace(bank, networks=networks)
+    found = [other for other in run(encode, list(zip(tensors, sizes))) if other]
+    others = {other.record.name: other for other in found}
+    return [others.get(e.record.name, e) for e in encoded], replace(bank, networks=tuple(candidates.networks[n] for n in used))

@@ -15,7 +15,7 @@ from ..entropy.explicit import NETWORKS, ModelBank
 from ..entropy.inputs import CONTEXT
 from ..entropy.network import Network
 from ..entropy.parametric import CLASSES
-from ..kernels.networks import encode_numbered, price_levels, read_levels
+from ..kernels.networks import encode_numbered, read_levels
 from ..levels import LearnedLevels, find_place, number_inputs
 from ..quantize.trellis import LABELLINGS, make_trellis
 from ..rdo import LOW, WIDTH
@@ -67,31 +67,30 @@ class Levels:
         return LearnedLevels(network, place, coding.states, coding.shift)
 
     def price(self, networks: Sequence[Network]) -> list[int]:
-        """Bytes of the streams with the tables that each network chooses, but for a few."""
-        found, shift = [0] * len(networks), self.encoded.record.coding.shift
-        learned = [self.learned(network) for network in networks]
+        """Bytes of the streams with the tables that each network chooses."""
+        found, learned = [0] * len(networks), [self.learned(network) for network in networks]
         for number, tile in enumerate(self.coded.whole.tiles):
             levels, values = self.read(number), None
-            bits = np.empty(len(levels), np.float32)
             for n, one in enumerate(learned):
                 if one.network.kind == "context":
                     values = one.trace(levels, tile) if values is None else values
                     which = number_inputs(one.network, values)
                 else:
                     which = one.number(levels, tile)
-                price_levels(levels, which, one.tables, shift, bits)
-                found[n] += int(bits.sum(dtype=np.float64) / 8 + 1)
+                found[n] += len(self._pack(levels, which, one))
         return found
 
     def encode(self, network: Network) -> list[bytes]:
         """The streams with the tables that the network chooses."""
-        learned, tiles, found = self.learned(network), self.coded.whole.tiles, []
-        for number, tile in enumerate(tiles):
+        learned, found = self.learned(network), []
+        for number, tile in enumerate(self.coded.whole.tiles):
             levels = self.read(number)
-            words = np.empty(3 * len(levels) + 4, np.uint32)
-            count = encode_numbered(levels, learned.number(levels, tile), learned.tables, self.encoded.record.coding.shift, words)
-            found.append(pack_words(words[:count]))
+            found.append(self._pack(levels, learned.number(levels, tile), learned))
         return found
+
+    def _pack(self, levels: np.ndarray, which: np.ndarray, learned: LearnedLevels) -> bytes:
+        words = np.empty(3 * len(levels) + 4, np.uint32)
+        return pack_words(words[: encode_numbered(levels, which, learned.tables, learned.shift, words)])
 
     def replace(self, model: int, streams: Sequence[bytes]) -> EncodedTensor:
         """The same tensor with other streams of the same levels."""
