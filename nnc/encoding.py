@@ -9,14 +9,14 @@ import torch
 
 from .alignment import Alignment
 from .allocate import choose_labelling, fit_bank, try_step, vector_step
-from .assembly import Assembly, assemble_files
+from .assembly import Assembly, assemble_files, take_smaller
 from .checkpoint import Checkpoint
 from .cluster.choice import Request, encode_best
 from .config import Config
 from .directory import ReferenceEntry
 from .encoded import PLAIN, EncodedTensor, Layout, Outlying, Predicted
 from .encoder import encode_calibrated, encode_coded, encode_fine, encode_vector
-from .entropy.explicit import ModelBank
+from .entropy.explicit import NETWORKS, ModelBank
 from .entropy.parametric import SHAPES
 from .exact import encode_exact, encode_plain, encode_same
 from .learning.choice import Candidates, choose_networks, levels_of
@@ -85,8 +85,12 @@ class Encoding:
         self.fixed.update({e.record.name: e for e, plan in zip(encoded, self.plans) if plan.treatment in FIXED})
         if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
             bank = ModelBank()  # no tensor took to the explicit tables
-        if self.asked.entropy != "static":
-            encoded, bank = self._learn(encoded, bank)
+        static = self._assemble(encoded, bank)
+        if self.asked.entropy == "static":
+            return static
+        return take_smaller(static, self._assemble(*self._learn(encoded, bank)))
+
+    def _assemble(self, encoded: list[EncodedTensor], bank: ModelBank) -> Assembly:
         targets = {plan.name: plan.target for plan in self.plans if plan.treatment == "alias"}
         entry = self.alignment and ReferenceEntry(self.alignment.hint, tuple(self.alignment.permutations))
         return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit, entry, self.matrices)
@@ -97,7 +101,10 @@ class Encoding:
         if not self.candidates:
             tensors = levels_of(encoded, bank, self.matrices)
             self.candidates.append(Candidates.find(tensors, self.asked.entropy))
-        return choose_networks(encoded, bank, self.matrices, self.candidates[0], self.workers.tiles.map if self.workers.tiles else map)
+        run = self.workers.tiles.map if self.workers.tiles else map
+        encoded, bank = choose_networks(encoded, bank, self.matrices, self.candidates[0], run)
+        explicit = any(e.record.coding and SHAPES <= e.record.coding.model < NETWORKS for e in encoded)
+        return encoded, bank if explicit else replace(bank, sets=())
 
     def _encode_coded(self, plan: Plan, step: float, search: Search, bank: ModelBank) -> EncodedTensor:
         """A quantized tensor, in the way that costs least of those that may be tried."""

@@ -7,13 +7,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import reference_decoder as decoder
 import torch
 from golden_cases import GOLDEN, smooth_field
-from network_cases import force_networks, random_network
+from network_cases import forcing, random_network
 
 import nnc
 from nnc.directory import Directory, Unit
@@ -333,7 +332,7 @@ def make_sound() -> dict[str, bytes]:
     files["referenced"] = sound.read_bytes()
     nnc.compress({"field": smooth_field(g, 48, 40)}, sound, threads=1, snr=34, tools="tiles", overwrite=True)
     files["tiled"] = sound.read_bytes()
-    with patch("nnc.encoding.choose_networks", force_networks([random_network("hyper", 1)])):
+    with forcing([random_network("hyper", 1)]):
         nnc.compress({"a": coded["a"]}, sound, threads=1, step=1.0, entropy="hyper", overwrite=True)
     files["learned"] = sound.read_bytes()
     sound.unlink()

@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +23,7 @@ import reference_decoder as decoder
 import torch
 from golden_cases import CASES, FORCED, GOLDEN, Case, Source
 from golden_damage import BAD, BAD_FOLDER, write_bad
-from network_cases import NETWORKS_OF, force_networks
+from network_cases import NETWORKS_OF, forcing
 from torch import Tensor
 
 import nnc
@@ -33,7 +34,6 @@ from nnc.cluster.outlying import take_outliers
 from nnc.encoded import EncodedTensor
 from nnc.encoder import make_plane
 from nnc.entropy.scales import MOST
-from nnc.learning.choice import choose_networks
 from nnc.quantize.steps import StepCodes
 from nnc.sensitivity import choose_codes
 from nnc.tiling.choice import encode_alternative
@@ -113,7 +113,7 @@ def write_golden(case: Case) -> None:
     with (patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes),
           patch("nnc.encoding.encode_alternative", choose_tiles(case.tiles) if case.tiles else encode_alternative),
           patch("nnc.encoding.encode_best", force_tools if case.forced else encode_best),
-          patch("nnc.encoding.choose_networks", force_networks(NETWORKS_OF[case.networks]()) if case.networks else choose_networks)):
+          forcing(NETWORKS_OF[case.networks]()) if case.networks else nullcontext()):
         nnc.compress(source, case.path, threads=1, statistics=statistics, reference=case.reference_path, **case.options)
     tensors = loaded(case.path)
     if list(tensors.items()) != list(decoder.decode(case.path).items()):

@@ -1,8 +1,10 @@
 """Networks of random integers, and an encoder that uses them whether they pay or not."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 
@@ -44,6 +46,14 @@ def context_networks() -> tuple[Network, ...]:
 
 NETWORKS_OF = {"hyper": hyper_networks, "context": context_networks, "shipped": shipped_networks,
                "both": lambda: (*hyper_networks()[:2], *context_networks()[:2])}
+
+
+@contextmanager
+def forcing(networks: Sequence[Network]) -> Iterator[None]:
+    """Files use these networks, whether that pays or not, and train none."""
+    with (patch("nnc.encoding.choose_networks", force_networks(networks)), patch("nnc.encoding.take_smaller", lambda static, learned: learned),
+          patch("nnc.learning.choice.LEAST_TO_LEARN", 1 << 60)):
+        yield
 
 
 def force_networks(networks: Sequence[Network]) -> Callable:

@@ -5,7 +5,6 @@ import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import golden_cases as cases  # noqa: E402
 import reference_decoder as decoder  # noqa: E402
 from make_golden import loaded  # noqa: E402
-from network_cases import NETWORKS_OF, force_networks, random_network, shipped_networks  # noqa: E402
+from network_cases import NETWORKS_OF, forcing, random_network, shipped_networks  # noqa: E402
 
 import nnc  # noqa: E402
 from nnc.bits import Reader, Writer  # noqa: E402
@@ -225,7 +224,7 @@ FILES = {
 
 
 def forced(path: Path, kind: str, source, threads: int = 1, **options) -> Path:
-    with patch("nnc.encoding.choose_networks", force_networks(NETWORKS_OF[kind]())), patch("nnc.learning.choice.LEAST_TO_LEARN", 1 << 60):
+    with forcing(NETWORKS_OF[kind]()):
         nnc.compress(source, path, threads=threads, entropy="context", overwrite=True, **options)
     return path
 
