@@ -219,6 +219,8 @@ def test_encoding_options_reach_the_file(run, tmp_path):
         sizes[lagrangian] = json.loads(run("compress", DIGITS, "-o", out, "--step", "0.01", "--lagrangian", lagrangian,
                                            "--overwrite", "--json"))["file_bytes"]
     assert sizes["0.05"] > sizes["0.3"]
+    assert json.loads(run("compress", DIGITS, "-o", out, "--step", "0.01", "--lagrangian", "0.3", "--entropy", "context", "--overwrite",
+                          "--json"))["file_bytes"] <= sizes["0.3"]
 
 
 def test_what_is_kept_and_what_is_left_out(run, tmp_path):

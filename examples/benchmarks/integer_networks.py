@@ -21,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ import nnc
 from nnc.coded import read_side
 from nnc.coder import pack_words
 from nnc.entropy.explicit import NETWORKS
-from nnc.entropy.fine import fine_tables
+from nnc.entropy.fine import FINE, fine_tables, table_number
 from nnc.entropy.inputs import CONTEXT, HYPER, INPUTS, Place
 from nnc.entropy.network import MAX_INPUT, RANGE, Network, activation_table, read_shipped
 from nnc.errors import Corruption
@@ -183,8 +184,7 @@ def measure_identity(samples: Samples, levels: np.ndarray, shadow: Shadow) -> tu
 
 
 def number_of(values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    from nnc.entropy.fine import FINE, table_number
-
+    """Tables by inputs and outputs."""
     return table_number(FINE * (values[:, 0].astype(np.int64) // 7) + outputs[:, 0], outputs[:, 1], values[:, 4] & 1)
 
 
@@ -210,8 +210,6 @@ def measure_integers(samples: Samples, floats: Shadow, whole: Shadow) -> tuple[T
 
 def activation_exponential(v: int) -> int:
     """floor(2^(32 - v/64)) >> 16, by nested roots."""
-    from math import isqrt
-
     value = 1 << (32 * 64 - v % 64)
     for _ in range(6):
         value = isqrt(value)
@@ -239,7 +237,7 @@ def measure_saturated(samples: Samples) -> tuple[Table, list[Bound]]:
         note(f"saturated: surrogate {surrogate}")
         start, shadow = saturated(samples), saturated(samples)
         shadow = train(samples, "context", SEEN, replace(recipe, surrogate=surrogate), shadow)
-        moved[surrogate] = float((shadow.layers[0].kernel - start.layers[0].kernel).abs().max())
+        moved[surrogate] = float((shadow.layers[0].kernel - start.layers[0].kernel).detach().abs().max())
         bits[surrogate] = true_bits(samples, shadow.freeze())
         rows.append(("surrogate gradient" if surrogate else "gradient of clipping", bits[surrogate], moved[surrogate]))
     columns = (Column("training"), Column("bits", ".4f"), Column("largest move of a kernel", ".4f"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .streams import _LIMIT, _MASK24, _PRIME, _U, DEAD, _grid_value, _pop_bypass, _pop_rest, _start
+from .streams import _LIMIT, _MASK24, _U, DEAD, _pop_bypass, _pop_rest, _start
 from .words import _MASK32, _push_raw
 
 _RANGE = 512
