@@ -86,6 +86,11 @@ class Assembly:
         return sum(e.loss or 0.0 for e in self.encoded)
 
 
+def take_smaller(static: Assembly, learned: Assembly) -> Assembly:
+    """The smaller of two, the one without networks if they are equal."""
+    return learned if learned.size < static.size else static
+
+
 def assemble_files(
     encoded: Sequence[EncodedTensor],
     targets: dict[str, str],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -22,8 +23,10 @@ from .entropy.trees import decode_trees
 from .errors import Corruption
 from .fields import Permutations
 from .kernels.cells import decode_cells
+from .kernels.context import decode_context
 from .kernels.streams import decode_four, decode_tile
 from .latents import Latents, decode_latents
+from .levels import LearnedLevels, find_place
 from .partition.grid import Grid
 from .partition.planes import plane_shape
 from .partition.tree import CELL_BITS
@@ -39,7 +42,7 @@ from .unit import Coding, Record
 BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
 LARGEST = float(np.finfo(np.float32).max)
 MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
-NO_SUMS = np.empty(0, np.uint32)
+NO_SUMS, NO_NUMBERS = np.empty(0, np.uint32), np.empty(0, np.int32)
 Tile = tuple[int, int, int, int]
 
 
@@ -92,6 +95,13 @@ class CodedTensor:
         coding = self.coding
         logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
         return not (coding.tools.codebook or coding.tools.outliers or coding.prediction or logarithmic)
+
+    @cached_property
+    def learned(self) -> LearnedLevels | None:
+        """What finds the tables of the levels, if a network chooses them."""
+        network, coding = self.bank.network(self.coding.model), self.coding
+        place = network and find_place(coding, self.record.shape, self.rows, self.columns)
+        return LearnedLevels(network, place, coding.states, coding.shift) if place else None
 
     def plane_rows(self, start: int, stop: int) -> tuple[int, int]:
         """Rows of the tensor (along its first axis) as rows of its plane, before that is transposed; with one row, as columns."""
@@ -170,7 +180,8 @@ class CodedTensor:
         sides = (band.bottom - band.top, band.right - band.left)
         plane = np.empty(sides[::-1] if coding.transposed else sides, np.float32)  # numpy asks for large pages, torch does not
         plane = plane.T if coding.transposed else plane
-        tables, trellis = self.bank.table_set(coding.model).arrays, make_trellis(coding.states)
+        learned, trellis = self.learned, make_trellis(coding.states)
+        tables = learned.tables if learned else self.bank.table_set(coding.model).arrays
         logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
         row_steps, column_steps = self.row_steps[down], self.column_steps[across]
         overflows = float(row_steps.max()) * max(1.0, float(column_steps.max())) * MAX_GRID > LARGEST
@@ -184,22 +195,25 @@ class CodedTensor:
         if self.cells is not None:
             cells = np.ascontiguousarray(self.cells[band.left >> CELL_BITS :, band.top >> CELL_BITS :])
         labelling = 0 if logarithmic else coding.labelling
-        common = (self.rows[down], self.columns[across], CLASSES, tables, trellis.next_state, coding.shift, labelling)
-        common += (row_steps, column_steps, plane)
+        common = tables, trellis.next_state, coding.shift, labelling, row_steps, column_steps, plane
+        context = learned.context(down, across) if learned and learned.network.kind == "context" else ()
+        codes = self.rows[down], self.columns[across], CLASSES
+        sides = (*codes, NO_NUMBERS) if learned is None else (*codes, *context) if context else learned.classes(down, across)
         digests = np.zeros(len(band.numbers), np.uint64)
 
         def run(group: list[int], begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             tiles, number = [band.tiles[g] for g in group], len(group)
             state, left_over, digest = np.zeros(number, np.uint64), np.zeros(number, np.int64), np.zeros(number, np.uint64)
-            if cells is not None or number == 4:
+            if cells is not None or (number == 4 and not context):
                 top, bottom, left, right = tiles[0]
                 corners = np.array([(t[0], t[2]) for t in tiles], np.int64)
-                kernel, of_tree = (decode_four, ()) if cells is None else (decode_cells, (cells,))
+                kernel, of_plane = (decode_four, sides) if cells is None else (decode_cells, (cells, *codes))
                 first, second = np.ascontiguousarray(corners[:, 0]), np.ascontiguousarray(corners[:, 1])
-                kernel(words, begin, end, first, second, bottom - top, right - left, *of_tree, *common, state, left_over, digest)
+                kernel(words, begin, end, first, second, bottom - top, right - left, *of_plane, *common, state, left_over, digest)
             else:
                 for n, tile in enumerate(tiles):
-                    state[n], left_over[n], digest[n] = decode_tile(words, begin[n], end[n], *tile, *common)
+                    kernel = decode_context if context else decode_tile
+                    state[n], left_over[n], digest[n] = kernel(words, begin[n], end[n], *tile, *sides, *common)
             digests[group] = digest
             return state, left_over
 

@@ -61,16 +61,21 @@ def make_table_set(tables: dict[int, Frequencies], count: int) -> TableSet:
     entries = np.zeros((count, 256), np.uint64)
     low = np.zeros(count, np.int32)
     escape = np.full(count, -1, np.int32)
-    quantiles = np.arange(256, dtype=np.int64) << 16
     for number, table in tables.items():
         edges = np.cumsum(table.counts)
         cumulative[number, 1 : len(edges) + 1] = edges
-        levels = np.append(np.arange(table.low, table.high + 1), ESCAPE)
-        symbols = levels << 48 | table.counts << 24 | (edges - table.counts)
-        entries[number] = symbols[np.searchsorted(edges, quantiles, side="right")].view(np.uint64)
+        entries[number] = entries_of(table.low, table.counts)
         low[number] = table.low
         escape[number] = len(table.counts) - 1
     return TableSet(cumulative, entries, low, escape)
+
+
+def entries_of(low: int, counts: np.ndarray) -> np.ndarray:
+    """Row of `TableSet.entries` of a table: uint64 (256,).  counts: int64, the last one of the escape."""
+    edges = np.cumsum(counts)
+    levels = np.append(np.arange(low, low + len(counts) - 1), ESCAPE)
+    symbols = levels << 48 | counts << 24 | (edges - counts)
+    return symbols[np.searchsorted(edges, np.arange(256, dtype=np.int64) << 16, side="right")].view(np.uint64)
 
 
 def pack_words(words: np.ndarray) -> bytes:

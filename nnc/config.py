@@ -22,6 +22,7 @@ TOOLS = {  # name: whether it pays on trained networks, so that it is among the 
 }
 SUBSTITUTIONS = ("feedback", "gradient", "none")
 ACCESS = ("tensor", "rows")
+ENTROPIES = ("static", "hyper", "context")
 ACTIONS = ("exact", "skip", "finer", "coarser")
 DEFAULT_SNR = 25.0  # dB: about four bits per weight
 
@@ -95,7 +96,8 @@ class Config:
     that (slow), or none; shard_bytes: of the files
     in a folder, default 5e9; lossless: keep every value, in place of a target; tools: that may be used where they pay, their names with commas between, or default,
     all, none; access: "tensor", or "rows" for tables (embeddings) of
-    which single rows are read with few bytes, which then use no memory, outliers, codebook or tiles; rules: the last that matches a tensor counts.
+    which single rows are read with few bytes, which then use no memory, outliers, codebook or tiles; entropy: "static" tables, or networks that
+    choose a table for every level where that saves bytes, from scales ("hyper") or also from the levels before ("context", slow to load); rules: the last that matches a tensor counts.
     """
 
     bits: float | None = None
@@ -112,6 +114,7 @@ class Config:
     lossless: bool = False
     tools: str = "default"
     access: str = "tensor"
+    entropy: str = "static"
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -147,6 +150,8 @@ class Config:
             raise InvalidArgument(f"substitution {self.substitution!r}: must be one of {', '.join(SUBSTITUTIONS)}")
         if self.access not in ACCESS:
             raise InvalidArgument(f"access {self.access!r}: must be one of {', '.join(ACCESS)}")
+        if self.entropy not in ENTROPIES:
+            raise InvalidArgument(f"entropy {self.entropy!r}: must be one of {', '.join(ENTROPIES)}")
         if self.labelling not in ("auto", *LABELLINGS.values()):
             raise InvalidArgument(f"labelling {self.labelling!r}: must be auto, plain or sign-symmetric")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from .bits import Reader, Writer
 from .entropy.explicit import MAX_SETS, ExplicitSet, ModelBank
+from .entropy.inputs import INPUTS
+from .entropy.network import MAX_NETWORKS, Network
 from .errors import Corruption
 from .fields import MAX_BYTES, Lanes, Permutations
 from .prediction.permutation import (
@@ -142,6 +144,9 @@ class Directory:
         out.varint(len(self.bank.sets))
         for chosen in self.bank.sets:
             chosen.write(out)
+        out.varint(len(self.bank.networks))
+        for network in self.bank.networks:
+            network.write(out)
         out.block(self.origin.encode())
         out.varint(self.reference is not None)
         if self.reference:
@@ -166,7 +171,8 @@ class Directory:
     def read(cls, raw: bytes) -> Directory:
         data = Reader(raw)
         shard = Shard.read(data)
-        bank = ModelBank(tuple(ExplicitSet.read(data) for _ in range(data.varint("explicit sets", MAX_SETS))))
+        sets = tuple(ExplicitSet.read(data) for _ in range(data.varint("explicit sets", MAX_SETS)))
+        bank = ModelBank(sets, tuple(Network.read(data, INPUTS) for _ in range(data.varint("networks", MAX_NETWORKS))))
         try:
             origin = data.block("origin", MAX_ORIGIN).decode()
         except UnicodeDecodeError:
@@ -176,7 +182,8 @@ class Directory:
         matrices = tuple(read_matrix(data) for _ in range(data.varint("number of matrices", MAX_MATRICES)))
         number = data.varint("number of tensors", MAX_TENSORS)
         lanes = Lanes.make(lambda: Reader(data.block("lane", MAX_DIRECTORY)))
-        records = tuple(Record.read(lanes, index, bank.count, permutations, matrices) for index in range(number))
+        known = bank.count, permutations, matrices, len(bank.networks)
+        records = tuple(Record.read(lanes, index, *known) for index in range(number))
         for name, lane in zip(Lanes._fields, lanes):
             lane.finish(f"lane of {name}")
         units: list[Unit] = []

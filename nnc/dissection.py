@@ -86,6 +86,10 @@ def dissect(path: str | os.PathLike, name: str) -> Partition:
         raise InvalidArgument(
             f"{path}: tensor {name!r} is kept as {record.kind}, without loss: only coded tensors have a partition"
         )
+    if stored.bank.network(record.coding.model):
+        raise InvalidArgument(
+            f"{path}: the levels of tensor {name!r} have no table for each scale, a network chooses them: name another"
+        )
     return _dissect(stored, name)
 
 

@@ -10,16 +10,17 @@ import torch
 
 from .alignment import Alignment
 from .allocate import choose_labelling, fit_bank, try_step, vector_step
-from .assembly import Assembly, assemble_files
+from .assembly import Assembly, assemble_files, take_smaller
 from .checkpoint import Checkpoint
 from .cluster.choice import Request, encode_best
 from .config import Config
 from .directory import ReferenceEntry
 from .encoded import PLAIN, EncodedTensor, Layout, Outlying, Predicted
 from .encoder import encode_calibrated, encode_coded
-from .entropy.explicit import ModelBank
+from .entropy.explicit import NETWORKS, ModelBank
 from .entropy.parametric import SHAPES
 from .exact import encode_exact, encode_plain, encode_same
+from .learning.choice import Candidates, choose_networks, levels_of
 from .memories import surely_saves
 from .plan import Plan
 from .quantize.trellis import LABELLINGS
@@ -38,7 +39,7 @@ FIXED = ("exact", "plain", "same")  # treatments that do not depend on the facto
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """One request: a checkpoint, its plans, what was asked for.  limit: bytes per file, None for a single one; alignment: with the
-    reference; matrices: of bases; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next."""
+    reference; matrices: of bases; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next; candidates: the networks that are tried, once there are some."""
 
     checkpoint: Checkpoint
     plans: list[Plan]
@@ -50,6 +51,7 @@ class Encoding:
     matrices: Matrices = ()
     relief: float = 1.0
     fixed: dict[str, EncodedTensor] = field(default_factory=dict)
+    candidates: list[Candidates] = field(default_factory=list)
 
     @property
     def coded(self) -> list[Plan]:
@@ -90,9 +92,26 @@ class Encoding:
         self.fixed.update({e.record.name: e for e, plan in zip(encoded, self.plans) if plan.treatment in FIXED})
         if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
             bank = ModelBank()  # no tensor took to the explicit tables
+        static = self._assemble(encoded, bank)
+        if self.asked.entropy == "static":
+            return static
+        return take_smaller(static, self._assemble(*self._learn(encoded, bank)))
+
+    def _assemble(self, encoded: list[EncodedTensor], bank: ModelBank) -> Assembly:
         targets = {plan.name: plan.target for plan in self.plans if plan.treatment == "alias"}
         entry = self.alignment and ReferenceEntry(self.alignment.hint, tuple(self.alignment.permutations))
         return assemble_files(encoded, targets, bank, self.checkpoint.origin.to_json(), self.limit, entry, self.matrices)
+
+    def _learn(self, encoded: list[EncodedTensor], bank: ModelBank) -> tuple[list[EncodedTensor], ModelBank]:
+        """The same levels with tables that networks choose, where that makes the file smaller; networks of the file's own are trained at the
+        first factor that is tried."""
+        if not self.candidates:
+            tensors = levels_of(encoded, bank, self.matrices)
+            self.candidates.append(Candidates.find(tensors, self.asked.entropy))
+        run = self.workers.tiles.map if self.workers.tiles else map
+        encoded, bank = choose_networks(encoded, bank, self.matrices, self.candidates[0], run)
+        explicit = any(e.record.coding and SHAPES <= e.record.coding.model < NETWORKS for e in encoded)
+        return encoded, bank if explicit else replace(bank, sets=())
 
     def _encode_coded(self, plan: Plan, step: float, search: Search, bank: ModelBank) -> EncodedTensor:
         """A quantized tensor, in the way that costs least of those that may be tried."""

@@ -15,6 +15,7 @@
 | weights > levels | int32 (n,), |level| < 2^22 | a Search: scalar or trellis |
 | points > levels | int32, numbers of centroids, a point of several weights each; no trellis | points.py, codebooks.py, cluster/ |
 | tensor > outliers | positions and values of single weights, put back last of all | outliers.py, cluster/ |
+| tables of levels | of one model: by scale index and quantizer, or chosen by an integer network | entropy/, levels.py |
 | levels > values | float32, the integer of the grid times the step of the row, one rounding | quantize/, kernels/streams.py |
 | latents | int16 arrays of rows and columns, from which steps and scale indices follow; coded by a model that learns | latents.py, latent_choice.py |
 | levels > words | uint32, coded with the table of (scale index, quantizer) of one model | coder.py, kernels/streams.py |
@@ -26,7 +27,7 @@ What is asked for is a `config.Config`; what was chosen is a `unit.Coding`.  The
 latter.
 
 A variant of a stage is one file (or one row of a table) and one id: STATES and LABELLINGS in quantize/trellis.py, MODES in
-entropy/scales.py, the shapes in entropy/parametric.py, KINDS, FILTERS and DTYPES in unit.py, PREDICTORS in tiles/coding.py,
+entropy/scales.py, the shapes in entropy/parametric.py, KINDS and ACTIVATIONS of networks in entropy/network.py, KINDS, FILTERS and DTYPES in unit.py, PREDICTORS in tiles/coding.py,
 TRANSFORMS in tiles/transforms.py, MODES in points.py; the tools that a coded tensor may use are the fields of `tools.Tools`, what may
 be asked for is config.TOOLS.  An id names one meaning for ever.
 """
@@ -44,12 +45,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("codebooks", "tiles"),
     ("tools",),
     ("unit",),
-    ("latents",),
+    ("latents", "levels"),
     ("coded", "directory", "encoded"),
     ("joined",),
     ("container", "decoder", "exact", "rdo", "sensitivity"),
     ("packing", "latent_choice"),
-    ("feedback", "job", "memories", "pretrained_config", "splitting", "substitution"),
+    ("feedback", "job", "learning", "memories", "pretrained_config", "splitting", "substitution"),
     ("encoder", "allocate", "reading"),
     ("vectors",),
     ("archive",),
@@ -88,6 +89,7 @@ DECODER = (
     "tiles",
     "unit",
     "latents",
+    "levels",
     "coded",
     "joined",
     "directory",

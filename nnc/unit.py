@@ -26,6 +26,7 @@ from math import prod
 import torch
 
 from .coder import checksum
+from .entropy.explicit import NETWORKS
 from .entropy.parametric import CLASSES
 from .entropy.scales import LEARNED
 from .errors import Corruption
@@ -136,8 +137,10 @@ class Coding:
             out.lengths.varint(length)
 
     @classmethod
-    def read(cls, data: Lanes, shape: tuple[int, ...], models: int, permutations: Permutations | None, matrices: Matrices) -> Coding:
-        """permutations: those of the directory for a predicted tensor, None for one that is coded alone; matrices: of the directory."""
+    def read(cls, data: Lanes, shape: tuple[int, ...], models: int, permutations: Permutations | None, matrices: Matrices,
+             networks: int = 0) -> Coding:
+        """permutations: those of the directory for a predicted tensor, None for one that is coded alone; matrices: of the directory;
+        models, networks: numbers of tables and networks that it may name."""
         latents, flags = Tools.read_flags(data)
         learned = latents != "static"
         head = data.recipes.byte("labelling and plane recipe")
@@ -155,7 +158,9 @@ class Coding:
         step = struct.unpack("<f", low + data.steps.raw(2, "step"))[0]
         if not 0 < step < float("inf"):
             raise Corruption(f"step = {step} must be positive and finite: the file is damaged")
-        model = data.models.byte("model", models - 1)
+        model = data.models.byte("model", NETWORKS + networks - 1 if networks else models - 1)
+        if models <= model < NETWORKS:
+            raise Corruption(f"model = {model} is above its limit {models - 1}: the file is damaged")
         base = data.bases.byte("base scale index", CLASSES)
         noise = data.noises.byte("noise")
         latent_bytes = data.lengths.varint("length of latents", MAX_BYTES) if latents == "learned" else 0
@@ -183,6 +188,8 @@ class Coding:
             raise Corruption(f"{grid.count} CTUs in {data.lengths.left} bytes of lengths: the file is damaged")
         if tools.tree:
             check_cells(grid)
+        if model >= NETWORKS and (labelling == 2 or tools.tree or tools.codebook):
+            raise Corruption("a network goes with no tree, no codebook and not with the logarithmic grid: the file is damaged")
         lengths = (0 if latents == "joined" else data.lengths.varint("stream length", MAX_BYTES) for _ in range(grid.count))
         return cls(
             split,
@@ -307,8 +314,9 @@ class Record:
             self.tiles.write(out)
 
     @classmethod
-    def read(cls, data: Lanes, index: int, models: int, permutations: Permutations | None, matrices: Matrices = ()) -> Record:
-        """permutations: of the reference, None if there is none; matrices: of the directory."""
+    def read(cls, data: Lanes, index: int, models: int, permutations: Permutations | None, matrices: Matrices = (),
+             networks: int = 0) -> Record:
+        """permutations: of the reference, None if there is none; matrices: of the directory; models, networks: numbers of both there."""
         try:
             name = data.names.block("tensor name", MAX_NAME).decode()
         except UnicodeDecodeError:
@@ -340,6 +348,6 @@ class Record:
                 )
             if kind == "tiled":
                 return replace(record, tiles=TileCoding.read(data, shape))
-            coding = Coding.read(data, shape, models, permutations if kind == "predicted" else None, matrices)
+            coding = Coding.read(data, shape, models, permutations if kind == "predicted" else None, matrices, networks)
             return replace(record, coding=coding)
         return record

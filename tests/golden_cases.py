@@ -19,7 +19,8 @@ class Case:
     """A golden file: `source` makes the checkpoint from a seeded generator; `folder`: with shards; `calibrated`: with made-up
     statistics of the loss; `unit`: of all step codes, whatever the encoder would choose; `reference`: name of an earlier case
     that it is a difference to; `tiles`: how matrices are tiled, whatever the encoder would choose; forced: tensors use what FORCED says
-    for their names, whether it pays or not; latents: how they are coded, whatever would be shorter, None: as the encoder chooses."""
+    for their names, whether it pays or not; latents: how they are coded, whatever would be shorter, None: as the encoder chooses; networks: the
+    kind of networks (`network_cases.NETWORKS_OF`) that choose all tables, whether it pays or not."""
     name: str
     source: Callable[[torch.Generator], Source]
     options: dict = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Case:
     tiles: dict = field(default_factory=dict)
     forced: bool = False
     latents: str | None = "static"
+    networks: str = ""
 
     @property
     def path(self) -> Path:
@@ -110,6 +112,12 @@ def blocks(g: torch.Generator) -> Source:
     middle = normal(g, 100, 116) * scale(100, 116)
     middle[24:72, 48:96] = 0
     return {"ragged": middle, "wide": normal(g, 270, 260) * scale(270, 260), "half": (normal(g, 90, 96) * scale(90, 96)).half()}
+
+
+def waves(g: torch.Generator) -> Source:
+    """Scales that no product of a row and a column has."""
+    scale = torch.exp(2 * torch.sin(torch.arange(160) / 9)[:, None] * torch.cos(torch.arange(120) / 7))
+    return {"w": normal(g, 160, 120) * scale, "v": normal(g, 120, 160) * scale.T}
 
 
 def halves(g: torch.Generator) -> Source:
@@ -359,6 +367,14 @@ CASES = [
     Case("tools-codebooks", few, {"step": 0.5, "tools": "outliers,codebook"}),
     Case("tools-forced", forced, {"step": 0.3, "tools": "outliers,codebook"}, forced=True),
     Case("tools-ctus", lambda g: {"scalar": (normal(g, 300, 300) > 1.5).float()}, {"step": 0.3, "tools": "outliers,codebook"}, forced=True),
+    *(Case(f"networks-{kind}", kernels, {"snr": 15, "entropy": "context"}, networks=kind) for kind in ("hyper", "context", "shipped")),
+    Case("networks-bypass", uneven, {"snr": 60, "entropy": "context"}, networks="both"),
+    Case("networks-one-state", layers, {"step": 0.6, "states": 1, "entropy": "context"}, networks="both"),
+    Case("networks-sign-symmetric", heavy, {"step": 0.8, "labelling": "sign-symmetric", "entropy": "context"}, networks="both"),
+    Case("networks-dead", dead, {"snr": 12, "entropy": "context"}, networks="both"),
+    *(Case(f"networks-memory-{kind}", alike, {"snr": 14, "entropy": "context"}, networks=kind) for kind in ("hyper", "context")),
+    Case("networks-ctus", lambda g: {name: normal(g, 260, 256) for name in "abc"}, {"step": 2.0, "entropy": "context"}, networks="both"),
+    Case("networks-own", waves, {"step": 0.7, "labelling": "sign-symmetric", "entropy": "context"}),
     Case("escapes", outliers, {"step": 1.0}),
     Case("escapes-bypass", lambda g: {"w": outliers(g)["w"].clamp(-3e3, 3e3)}, {"step": 0.01}),
     Case("codes-uneven", uneven, {"step": 0.3}),
@@ -443,7 +459,9 @@ CASES = [
         ("memory-calibrated", alike, {"bits": 3.5}, {"seed": 3, "calibrated": True}),
         ("kernels-calibrated", kernels, {"bits": 3}, {"calibrated": True}),
         ("predicted", tuned, {"snr": 20}, {"seed": 2, "reference": "original"}),
-        ("predicted-calibrated", tuned, {"bits": 4}, {"seed": 8, "calibrated": True, "reference": "original"}))),
+        ("predicted-calibrated", tuned, {"bits": 4}, {"seed": 8, "calibrated": True, "reference": "original"}),
+        ("networks-hyper", uneven, {"step": 0.3, "entropy": "hyper"}, {"networks": "hyper"}),
+        ("networks-context", kernels, {"snr": 15, "entropy": "context"}, {"networks": "context"}))),
     *(Case(f"learned-{name}", source, options, latents="learned", **more) for name, source, options, more in (
         ("calibrated", uneven_losses, {"bits": 4}, {"calibrated": True}),
         ("ctus", lambda g: {"w": normal(g, 300, 300) * torch.linspace(0.2, 4, 300)[:, None]}, {"snr": 2}, {}),

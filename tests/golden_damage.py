@@ -12,9 +12,11 @@ import numpy as np
 import reference_decoder as decoder
 import torch
 from golden_cases import GOLDEN, smooth_field
+from network_cases import forcing, random_network
 
 import nnc
 from nnc.directory import Directory, Unit
+from nnc.entropy.network import Network
 from nnc.fields import Codes, Orders
 
 BAD_FOLDER = GOLDEN / "bad"
@@ -42,16 +44,17 @@ def flipped(data: bytes, position: int, bits: int = 16) -> bytes:
 @dataclass(frozen=True)
 class Bad:
     """A damaged file: `damage` turns a sound one into bytes that readers must refuse with `error`; referenced: one that is a
-    difference to base-0.safetensors; tiled: one of a tiled tensor."""
+    difference to base-0.safetensors; tiled: one of a tiled tensor; learned: one whose tables a network chooses."""
     name: str
     error: str
     damage: Callable[[bytes], bytes]
     referenced: bool = False
     tiled: bool = False
+    learned: bool = False
 
     @property
     def sound(self) -> str:
-        return "tiled" if self.tiled else "referenced" if self.referenced else "coded"
+        return "learned" if self.learned else "tiled" if self.tiled else "referenced" if self.referenced else "coded"
 
     @property
     def path(self) -> Path:
@@ -188,6 +191,27 @@ def first_tiles(**fields) -> Callable[[bytes], bytes]:
     return changed(damage)
 
 
+def network(change: Callable[[Network], Network]) -> Callable[[bytes], bytes]:
+    """Another network in place of the one that the file holds."""
+    return changed(lambda d, small: (replace(d, bank=replace(d.bank, networks=(change(d.bank.networks[0]),))), small))
+
+
+def last_layer(**fields: Callable[[np.ndarray], np.ndarray]) -> Callable[[bytes], bytes]:
+    """Other numbers in the last layer of the network."""
+    def change(found: Network) -> Network:
+        layer = found.layers[-1]
+        layer = replace(layer, **{name: turn(getattr(layer, name).copy()) for name, turn in fields.items()})
+        return replace(found, layers=(*found.layers[:-1], layer))
+    return network(change)
+
+
+def first_coding(**fields) -> Callable[[bytes], bytes]:
+    """Other fields of the first tensor, a coded one."""
+    def damage(d: Directory, small: bytes) -> tuple[Directory, bytes]:
+        return replace(d, records=(replace(d.records[0], coding=replace(d.records[0].coding, **fields)), *d.records[1:])), small
+    return changed(damage)
+
+
 def without_reference(d: Directory, small: bytes) -> tuple[Directory, bytes]:
     return replace(d, reference=None), small
 
@@ -268,6 +292,17 @@ BAD = [
         ("tiles-more-weights-than-elements", first_tiles(height=16, width=16, depth=2, reach=16)),
         ("tiles-step", first_tiles(step=3e38)),
     )),
+    *(Bad(name, error, damage, learned=True) for name, error, damage in (
+        ("network-unknown", "Unsupported", network(lambda found: replace(found, shipped=99))),
+        ("network-without-inputs", "Corruption", network(lambda found: replace(found, inputs=()))),
+        ("network-of-nine-bits", "Corruption", network(lambda found: replace(found, bits=9))),
+        ("network-divisor", "Corruption", last_layer(divisor=lambda c: c + (1 << 18))),
+        ("network-sums", "Corruption", last_layer(bias=lambda b: b + (1 << 31))),
+        ("network-otherwise", "Corruption", last_layer(bias=lambda b: b * 3 + 999)),
+        ("network-missing", "Corruption", first_coding(model=73)),
+        ("network-logarithmic", "Corruption", first_coding(labelling=2, states=1, follow=False)),
+        ("model-between", "Corruption", first_coding(model=8)),
+    )),
 ]
 
 
@@ -297,6 +332,9 @@ def make_sound() -> dict[str, bytes]:
     files["referenced"] = sound.read_bytes()
     nnc.compress({"field": smooth_field(g, 48, 40)}, sound, threads=1, snr=34, tools="tiles", overwrite=True)
     files["tiled"] = sound.read_bytes()
+    with forcing([random_network("hyper", 1)]):
+        nnc.compress({"a": coded["a"]}, sound, threads=1, step=1.0, entropy="hyper", overwrite=True)
+    files["learned"] = sound.read_bytes()
     sound.unlink()
     return files
 

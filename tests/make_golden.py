@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,6 +23,7 @@ import reference_decoder as decoder
 import torch
 from golden_cases import CASES, FORCED, GOLDEN, Case, Source
 from golden_damage import BAD, BAD_FOLDER, write_bad
+from network_cases import NETWORKS_OF, forcing
 from torch import Tensor
 
 import nnc
@@ -122,7 +123,8 @@ def write_golden(case: Case) -> None:
     statistics = make_statistics(source, case.seed) if case.calibrated else None
     with (coded_as(case.latents), patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes),
           patch("nnc.encoding.encode_alternative", choose_tiles(case.tiles) if case.tiles else encode_alternative),
-          patch("nnc.encoding.encode_best", force_tools if case.forced else encode_best)):
+          patch("nnc.encoding.encode_best", force_tools if case.forced else encode_best),
+          forcing(NETWORKS_OF[case.networks]()) if case.networks else nullcontext()):
         nnc.compress(source, case.path, threads=1, statistics=statistics, reference=case.reference_path, **case.options)
     tensors = loaded(case.path)
     if list(tensors.items()) != list(decoder.decode(case.path).items()):
@@ -130,7 +132,7 @@ def write_golden(case: Case) -> None:
         raise SystemExit(f"{case.name}: the reference decoder disagrees")
     origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__, "torch": torch.__version__, "options": case.options,
               "seed": case.seed, "calibrated": case.calibrated, "unit": case.unit, "reference": case.reference,
-              "tiles": case.tiles, "forced": case.forced, "latents": case.latents}
+              "tiles": case.tiles, "forced": case.forced, "latents": case.latents, "networks": case.networks}
     listing = {name: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(data).hexdigest()} for name,
                (dtype, shape, data) in tensors.items()}
     case.note.write_text(json.dumps({"origin": origin, "tensors": listing}, indent=1) + "\n")

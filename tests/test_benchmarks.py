@@ -166,3 +166,22 @@ def test_the_weight_error_counts_matrices_only(script):
     decoded = {"w": torch.tensor([[3.0, 3.0]]), "b": torch.tensor([0.0]), "i": torch.tensor([[9]])}
     assert sources.weight_error(state, decoded) == pytest.approx(1 / 25)
     assert sources.count_parameters(state) == 3
+
+
+def test_the_ways_to_run_an_integer_network(script):
+    networks = script("integer_networks")
+    levels, values = networks.trace(networks.make_field(48))
+    samples = networks.Samples.make(values, levels, np.ones(len(levels), np.float32))
+    table, bounds = networks.measure_identity(samples, levels, networks.Shadow("context", networks.SEEN, (9,), 8, seed=1))
+    kept = {bound.name: bound.kept for bound in bounds}
+    assert kept["hashes of the tables by the integer ways"] and kept["largest sum in magnitude"] and kept["float32 outputs that differ"]
+    assert [row[2] for row in table.rows[:7]] == [0] * 7 and len({row[3] for row in table.rows[:7]}) == 1
+    start = networks.saturated(samples)
+    outputs = start.layers[0](networks.torch.from_numpy(values[:, list(networks.SEEN)]).float())
+    assert float(outputs.detach().min()) == 255
+
+
+def test_networks_are_learned_from_networks_of_the_script(script):
+    make = script("make_network")
+    name, state = next(make.checkpoints(1))
+    assert name == "mlp" and sum(tensor.numel() for tensor in state.values()) > 30_000

@@ -28,7 +28,7 @@ from nnc.evaluation.models import find_function
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "examples" / "digits_cnn.safetensors"
 CODE = ROOT / "examples" / "digits_cnn.py"
-ENCODING = {"--effort", "--states", "--labelling", "--lagrangian", "--tools", "--access", "--config", "--rule"}
+ENCODING = {"--effort", "--states", "--labelling", "--lagrangian", "--tools", "--access", "--entropy", "--config", "--rule"}
 CHOSEN = {"--task", "--data", "--model", "--option", "--device"}
 DATA = {"-d", "--data", "--task", "--model", "--option", "--kind", "--samples", "--seed", "--memory"}
 WRITING = {"-o", "--output", "--threads", "--overwrite", "--quiet", "--json"}
@@ -152,7 +152,7 @@ def test_wrong_usage_is_one_line_that_points_to_the_help(refuse, argv, said):
     (["--snr", "inf"], "snr = inf"), (["--step", "0"], "step = 0.0"),
     (["--effort", "huge"], "fast, default, high, max"), (["--states", "5"], "number of states = 5"),
     (["--labelling", "odd"], "labelling 'odd'"),
-    (["--lagrangian", "-3"], "lagrangian = -3.0"), (["--tools", "hammer"], "hammer"), (["--access", "columns"], "columns"), (["--threads", "0"], "threads = 0"), (["--rule", "conv*"], "conv*"),
+    (["--lagrangian", "-3"], "lagrangian = -3.0"), (["--tools", "hammer"], "hammer"), (["--access", "columns"], "columns"), (["--entropy", "odd"], "entropy 'odd'"), (["--threads", "0"], "threads = 0"), (["--rule", "conv*"], "conv*"),
     (["--rule", "conv*=finer:much"], "GLOB=exact"), (["--rule", "conv*=vanish"], "vanish"),
     (["--rule", "nothing*=exact"], "'nothing*' matches no tensor"), (["--config", "nowhere.toml"], "nowhere.toml"),
     (["--weights-key", "model"], "weights_key"),
@@ -219,6 +219,8 @@ def test_encoding_options_reach_the_file(run, tmp_path):
         sizes[lagrangian] = json.loads(run("compress", DIGITS, "-o", out, "--step", "0.01", "--lagrangian", lagrangian,
                                            "--overwrite", "--json"))["file_bytes"]
     assert sizes["0.05"] > sizes["0.3"]
+    assert json.loads(run("compress", DIGITS, "-o", out, "--step", "0.01", "--lagrangian", "0.3", "--entropy", "context", "--overwrite",
+                          "--json"))["file_bytes"] <= sizes["0.3"]
 
 
 def test_what_is_kept_and_what_is_left_out(run, tmp_path):

@@ -114,6 +114,11 @@ def covered() -> set[tuple]:
                           ("row steps and labelling", c.row_steps.mode > 0, c.labelling),
                           ("rows of CTUs", c.height < c.rows), ("columns of CTUs", c.width < c.columns),
                           ("streams", any(c.lengths), not all(c.lengths))}
+                if c.model >= 72:
+                    kind = directory.networks[c.model - 72].kind
+                    found |= {("network", kind, "transposed", c.transposed), ("network", kind, "bypass", c.shift > 0),
+                              ("network", kind, "states", c.states > 1), ("network", kind, "CTUs", len(c.lengths) > 1),
+                              ("network", kind, "tools", bool(c.tools.transform), bool(c.tools.memory))}
             if record.kind == decoder.PREDICTED:
                 p = record.coding.prediction
                 rows = c.columns if c.transposed else c.rows
@@ -173,6 +178,8 @@ def expected_coverage() -> set[tuple]:
         *(("predicted", "states", b) for b in both), *(("predicted", "bypass", b) for b in both),
         ("predicted", "steps", False, False), ("predicted", "steps", True, True),
         *(("predicted", "hint of", suffix) for suffix in (".safetensors", "")),
+        *(("network", kind, what, b) for kind in (0, 1) for what in ("transposed", "bypass", "states", "CTUs") for b in both),
+        *(("network", kind, "tools", b, False) for kind in (0, 1) for b in both),
         ("unit", False, decoder.TILED), ("unit", True, decoder.TILED), *(("tiled", "predictor", n) for n in range(3)),
         *(("tiled", "dtype", d) for d in ("float32", "float16", "bfloat16")), *(("tiled", "depth", n) for n in range(3)),
         *(("tiled", what, b) for what in ("tables", "square", "ragged", "offset", "mean") for b in both),

@@ -64,8 +64,8 @@ STEPS = (
     Step("+ scales", {}, OLD[1:]),
     Step("+ learned", {}, OLD[2:]),
     Step("+ dependent", {}),
-    # Step("+ hyper", {"entropy": "hyper"}),
-    # Step("+ context", {"entropy": "context"}),
+    Step("+ hyper", {"entropy": "hyper"}),
+    Step("+ context", {"entropy": "context"}),
     Step("+ calibration", {"calibrated": True}),
 )
 SUBSTITUTION = Step("+ substitution", {"calibrated": True, "substitution": "gradient", "tools": "none"})

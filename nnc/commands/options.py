@@ -124,6 +124,12 @@ def add_encoding(parser: _ActionsContainer) -> None:
         help="what will be read at once: tensor (the default), or rows of tables such as embeddings, which makes files about 1%% larger",
     )
     group.add_argument(
+        "--entropy",
+        metavar="NAME",
+        help="tables of the entropy coder: static (the default), hyper (chosen by a small integer network where that saves bytes) or "
+        "context (by one that also sees the weights before: slow to load)",
+    )
+    group.add_argument(
         "--config", metavar="FILE", help="TOML file with options by name and [[rules]]; options of the command line win over it"
     )
     group.add_argument(
@@ -225,6 +231,7 @@ def encoding_of(arguments: Namespace) -> dict[str, Any]:
         "lagrangian": arguments.lagrangian,
         "tools": arguments.tools,
         "access": arguments.access,
+        "entropy": arguments.entropy,
         "config": arguments.config,
         "rules": tuple(arguments.rule),
     }

@@ -1,6 +1,7 @@
 """Explicit tables and the model bank of a file.
 
-A model is a number: 0..7 is a shape of the parametric family, 8 + b the b-th explicit set of the file.  A set replaces the tables
+A model is a number: 0..7 is a shape of the parametric family, 8 + b the b-th explicit set of the file, 72 + n its n-th network
+(entropy/network.py), which chooses the table of every level from a finer bank.  A set replaces the tables
 of some (scale index, quantizer) pairs by coded ones and leaves the rest to a parametric shape.  A coded table is a list of code
 lengths in
 1/8 bit, `frequency ~ 2^(-length / 8)`: the rounding costs 0.02 % of the bits.
@@ -16,10 +17,12 @@ import numpy as np
 from ..bits import Reader, Writer
 from ..coder import Frequencies, TableSet, make_table_set
 from ..errors import Corruption
+from .network import Network
 from .parametric import CLASSES, SHAPES, exponential, level_frequencies, normalise
 
 TABLES = 2 * (CLASSES + 1)  # table number = 2 * scale index + quantizer
 MAX_SETS = 64
+NETWORKS = SHAPES + MAX_SETS  # model of the first network
 MAX_LENGTH = 192  # 24 bits
 _MOST_SYMBOLS = 258
 
@@ -85,10 +88,16 @@ class ModelBank:
     """The entropy models that the planes of a file may name."""
 
     sets: tuple[ExplicitSet, ...] = ()
+    networks: tuple[Network, ...] = ()
 
     @property
     def count(self) -> int:
+        """Models that are a table for each scale index and quantizer: 0.. this."""
         return SHAPES + len(self.sets)
+
+    def network(self, model: int) -> Network | None:
+        """What the model names if it is a network."""
+        return self.networks[model - NETWORKS] if model >= NETWORKS else None
 
     def frequencies(self, model: int) -> dict[int, Frequencies]:
         """The tables of a model by number, for scale indices 1..36 and both quantizers."""

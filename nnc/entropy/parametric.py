@@ -77,10 +77,15 @@ def reach(c: int) -> int:
 
 def level_weights(shape: int, c: int, q: int, low: int, high: int) -> np.ndarray:
     """Unnormalised probabilities of the levels low..high: int64, 2^32 at the mode of the density."""
+    n = _CENTRE - c
+    return weigh_levels(shape, _QUARTER[n % 4] << (n // 4 + 8), q, low, high)
+
+
+def weigh_levels(shape: int, inverse: int, q: int, low: int, high: int) -> np.ndarray:
+    """The same for a standard deviation of `2^24 / inverse` levels."""
     order, d, a = _SHAPES[shape]
     k = np.arange(low, high + 1, dtype=np.int64)
-    n = _CENTRE - c
-    y = (np.abs(2 * k + q) * (_QUARTER[n % 4] << (n // 4 + 8))) >> 9  # u / sigma in 1/65536
+    y = (np.abs(2 * k + q) * inverse) >> 9  # u / sigma in 1/65536
     root = _integer_root(d * d + y * y)
     distance = root - d if order == 2 else _integer_root(root << 16) - isqrt(d << 16)
     return exponential((a * distance) >> 24)

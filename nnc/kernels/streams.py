@@ -200,6 +200,19 @@ def decode_weight(x, p, begin, s, digest, table, source):
 
 
 @njit(cache=True, nogil=True)
+def _choose_tables(row_codes, code, classes, numbers, shift, out):
+    """Tables of the weights of a column."""
+    if len(numbers) == 0:
+        for i in range(len(out)):
+            out[i] = table_of(np.int32(row_codes[i]) + np.int32(code), np.int32(classes), shift)
+        return
+    raw = 1 if shift > 0 else 0
+    for i in range(len(out)):
+        at = np.int64(row_codes[i]) + np.int64(code)
+        out[i] = numbers[at] | raw if at >= 0 else -1
+
+
+@njit(cache=True, nogil=True)
 def decode_tile(
     words,
     begin,
@@ -211,6 +224,7 @@ def decode_tile(
     row_codes,
     column_codes,
     classes,
+    numbers,
     tables,
     next_state,
     shift,
@@ -222,26 +236,21 @@ def decode_tile(
     """Decode one CTU into `plane[top:bottom, left:right]`; returns (final coder state, words left, digest of the levels).
 
     words: uint32, of which begin..end are this stream; row_codes, column_codes: int16, the base is in the row codes, -1000 for
-    dead ones; row_steps, column_steps: float32 (rows,) and (columns,), the latter factors of the former.
+    dead ones; numbers: empty, or int32, the table of every sum of codes (int32 then, negative for dead ones), for the quantizer 0; row_steps, column_steps: float32 (rows,) and (columns,), the latter factors of the former.
     """
     source = open_source(words, tables, next_state, shift, labelling)
     x, p = _start(words, begin, end)
     s, digest = np.int64(0), _U(0)
+    chosen = np.empty(bottom - top, np.int32)
     for j in range(left, right):
-        code, by = np.int64(column_codes[j]), column_steps[j]
+        by = column_steps[j]
+        _choose_tables(row_codes[top:bottom], column_codes[j], classes, numbers, shift, chosen)
         for i in range(top, bottom):
-            table, value = table_of(np.int64(row_codes[i]) + code, classes, shift), np.float32(0)
+            table, value = np.int64(chosen[i - top]), np.float32(0)
             if table >= 0:
                 x, p, s, digest, _, value = decode_weight(x, p, begin, s, digest, table, source)
             plane[i, j] = value * row_steps[i] * by
     return x, p - begin + 1, digest
-
-
-@njit(cache=True, nogil=True)
-def _choose_tables(row_codes, code, classes, shift, out):
-    """Tables of the weights of a column."""
-    for i in range(len(out)):
-        out[i] = table_of(np.int32(row_codes[i]) + np.int32(code), np.int32(classes), shift)
 
 
 @njit(cache=True, nogil=True)
@@ -269,6 +278,7 @@ def decode_four(
     row_codes,
     column_codes,
     classes,
+    numbers,
     tables,
     next_state,
     shift,
@@ -298,7 +308,7 @@ def decode_four(
         for j in range(wide):
             for m in range(4):
                 code = column_codes[columns[m] + first + j]
-                _choose_tables(row_codes[rows[m] : rows[m] + height], code, classes, shift, chosen[m])
+                _choose_tables(row_codes[rows[m] : rows[m] + height], code, classes, numbers, shift, chosen[m])
             for i in range(height):
                 v0 = v1 = v2 = v3 = np.float32(0)
                 table = np.int64(chosen[0, i])

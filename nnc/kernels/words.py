@@ -66,7 +66,6 @@ def push_tile(levels, codes, tables, next_state, shift, words, x, count):
     """Push one CTU onto a coder with the state x and so many words; the rest as of `encode_tile`.
 
     Returns (state, number of words, digest)."""
-    cumulative, _, low, escape = tables
     n = levels.shape[0]
     which = np.empty(n, np.int32)
     s = np.int64(0)
@@ -77,7 +76,15 @@ def push_tile(levels, codes, tables, next_state, shift, words, x, count):
         which[i] = 2 * np.int64(codes[i]) + ((s & 1) if shift == 0 else 1)
         digest = (digest ^ _U(k)) * _PRIME
         s = (s >> 1) ^ (-(s & 1) & by_state) ^ (-(k & 1) & by_level)
-    for i in range(n - 1, -1, -1):
+    x, count = push_levels(levels, which, tables, shift, words, x, count)
+    return x, count, digest
+
+
+@njit(cache=True, nogil=True)
+def push_levels(levels, which, tables, shift, words, x, count):
+    """Push the levels of one CTU onto a coder.  levels, which: int32 (n,) in scan order, the latter tables.  Returns (state, number of words)."""
+    cumulative, _, low, escape = tables
+    for i in range(levels.shape[0] - 1, -1, -1):
         k = np.int64(levels[i])
         table = which[i]
         if shift > 0:
@@ -102,7 +109,7 @@ def push_tile(levels, codes, tables, next_state, shift, words, x, count):
             count += 1
             x >>= _U(32)
         x = ((x // frequency) << _U(24)) + x % frequency + start
-    return x, count, digest
+    return x, count
 
 
 @njit(cache=True, nogil=True)

@@ -22,6 +22,7 @@ from .latents import (
     Latents,
     read_latents,
 )
+from .networks import Chooser, Network
 from .notation import Bytes, Tensor, inflate, must
 from .records import JOINED, LEARNED, STATIC, Codes, Coding, Prediction, Record
 from .tables import ExplicitSet, Table, root, scale_table, table_of
@@ -38,7 +39,7 @@ def parts_hold(record: Record, stored: bytes) -> bool:
 
 
 def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests: list[int], permutations: list[list[int]],
-                base: Tensor | None, matrices: list[list[list[int]]], joined: Latents | None) -> bytes:
+                base: Tensor | None, matrices: list[list[list[int]]], networks: list[Network], joined: Latents | None) -> bytes:
     """base: the tensor of the reference, of predicted records; joined: what reads the joined stream, of joined records."""
     coding, source = record.coding, Bytes(stored)
     if coding.latents == STATIC:
@@ -78,8 +79,10 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
         for left in range(0, coding.columns, coding.width):
             place = slice(top, top + coding.height), slice(left, left + coding.width)
             coder = joined.coder if coding.latents == JOINED else Coder(source.take(next(lengths)))
-            digests.append(decode_ctu(coder, coding, sets, row_index[place[0]], column_index[place[1]], number[place],
-                                      coded[place], cells and [row[left // 8:] for row in cells[top // 8:]], table))
+            own, taps = (row_index[place[0]], column_index[place[1]]), math.prod(record.shape[coding.split + 1:])
+            chooser = Chooser(networks[coding.model - 72], coding, taps, *own, top, left) if coding.model >= 72 else None
+            digests.append(decode_ctu(coder, coding, sets, *own, number[place], coded[place],
+                                      cells and [row[left // 8:] for row in cells[top // 8:]], table, chooser))
             if coding.latents != JOINED:
                 coder.end()
     if coding.follow:
@@ -140,9 +143,9 @@ def static_latents(source: Bytes, record: Record) -> dict[int, list[int]]:
 
 
 def decode_ctu(coder: Coder, coding: Coding, sets: list[ExplicitSet], row: list[int | None], column: list[int | None],
-               number: np.ndarray, coded: np.ndarray, cells: list[list[int | None]] | None, own: Table | None) -> int:
+               number: np.ndarray, coded: np.ndarray, cells: list[list[int | None]] | None, own: Table | None, chooser: Chooser | None) -> int:
     """row, column: what each adds to the scale index, None if its weights are not coded; cells: codes of a tree, from
-    the corner of the CTU on; own: table of a codebook."""
+    the corner of the CTU on; own: table of a codebook; chooser: of a network."""
     s, digest = 0, 0
     for j in range(len(column)):
         for i in range(len(row)):
@@ -151,7 +154,12 @@ def decode_ctu(coder: Coder, coding: Coding, sets: list[ExplicitSet], row: list[
                 continue
             c = min(max(row[i] + coding.base + column[j] + cell, 1), 36)
             q = s & 1
-            k = coder.level(own or table_of(coding.model, sets, 2 * c + (1 if coding.shift else q)))
+            of_table = 1 if coding.shift else q
+            if chooser:
+                k = coder.level(chooser.table(i, j, c, of_table))
+                chooser.learn(i, j, c, of_table, k)
+            else:
+                k = coder.level(own or table_of(coding.model, sets, 2 * c + of_table))
             if coding.shift:
                 k = (k << coding.shift) + coder.bits(coding.shift)
             number[i, j], coded[i, j] = numerator(coding, k, q), True

@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .container import Container
+from .networks import Network, read_network
 from .notation import Bytes, inflate, must
 from .records import PLAIN, Record, check_alias, read_record
 from .tables import ExplicitSet, read_set
@@ -26,6 +27,7 @@ class Directory:
     shard: int                                                         # number of this one
     identity: int                                                      # the same in all of them
     sets: list[ExplicitSet]
+    networks: list[Network]
     reference: Reference | None
     matrices: list[list[list[int]]]
     records: list[Record]
@@ -39,6 +41,7 @@ def read_directory(container: Container) -> Directory:
     if shards > 1:
         shard, identity = source.varint(shards - 1), source.u32()
     sets = [read_set(source) for _ in range(source.varint(64))]
+    networks = [read_network(source) for _ in range(source.varint(16))]
     source.block(1 << 24).decode("utf-8")                              # the origin: not needed for tensors
     reference = read_reference(source) if source.varint(1) else None
     matrices = [read_matrix(source) for _ in range(source.varint(256))]
@@ -46,7 +49,8 @@ def read_directory(container: Container) -> Directory:
     lanes = {name: Bytes(source.block(1 << 28)) for name in LANES}
     records = []
     for _ in range(count):
-        records.append(read_record(lanes, len(sets), reference.permutations if reference else None, [len(m) for m in matrices]))
+        records.append(read_record(lanes, len(sets), reference.permutations if reference else None, [len(m) for m in matrices],
+                                   len(networks)))
     for lane in lanes.values():
         lane.end()
     units = read_unit_heads(source, records)
@@ -56,7 +60,7 @@ def read_directory(container: Container) -> Directory:
         check_alias(records, index, record)
     total = sum(record.elements * record.size for record in records if not (record.tied or record.referenced))
     must(total <= (1 << 26) + (container.size << 12), "tensors that are too large for their file")
-    return Directory(shards, shard, identity, sets, reference, matrices, records, units)
+    return Directory(shards, shard, identity, sets, networks, reference, matrices, records, units)
 
 
 def read_reference(source: Bytes) -> Reference:

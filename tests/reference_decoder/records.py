@@ -109,7 +109,7 @@ class Record:
 
 
 def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]] | None,
-                matrices: list[int]) -> Record:
+                matrices: list[int], networks: int) -> Record:
     """permutations: of the reference, None if there is none; matrices: sizes of those of the directory."""
     name = lanes["names"].block(4096).decode("utf-8")
     byte = lanes["kinds"].byte()
@@ -136,7 +136,7 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
     elif kind in (CODED, PREDICTED):
         must(dtype <= 2 and record.elements >= 1, "a coded tensor without elements or of another dtype")
         must(kind == CODED or permutations is not None, "a predicted tensor in a file without a reference")
-        record.coding = coding = read_coding(lanes, shape, sets, permutations if kind == PREDICTED else None, matrices)
+        record.coding = coding = read_coding(lanes, shape, sets, permutations if kind == PREDICTED else None, matrices, networks)
         codes = [coding.row_codes, coding.column_codes, coding.row_steps, coding.column_steps]
         codes += [coding.prediction.confidence] if coding.prediction else []
         codes += [coding.tools.memory.labels, coding.tools.memory.confidence] if coding.tools.memory else []
@@ -154,7 +154,7 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
 
 
 def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, permutations: list[list[int]] | None,
-                matrices: list[int]) -> Coding:
+                matrices: list[int], networks: int) -> Coding:
     """permutations: of the reference, None if the record is not predicted."""
     recipe = lanes["recipes"].byte()
     transposed, follow, labelling, split = recipe >> 7, recipe >> 6 & 1, recipe >> 4 & 3, recipe & 15
@@ -169,7 +169,7 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     step = np.float32(struct.unpack("<f", lower + upper)[0])
     must(bool(np.isfinite(step)) and step > 0, "a step that is not positive and finite")
     model, base = lanes["models"].byte(), lanes["bases"].byte()
-    must(model < 8 + sets, "an entropy model that does not exist")
+    must(model < 8 + sets or 72 <= model < 72 + networks, "an entropy model that does not exist")
     must(base <= 36, "a base that is too large")
     lanes["noises"].byte()
     latents, used = divmod(lanes["tools"].byte(), 32)
@@ -183,6 +183,7 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     must(labelling != 2 or prediction is None, "a prediction on the logarithmic grid")
     tools = read_tools(lanes, used, latents, columns, matrices, rows, math.prod(shape[split + 1:]), shift)
     must(labelling != 2 or tools == Tools([], None, None, None, None), "tools on the logarithmic grid")
+    must(model < 72 or not (labelling == 2 or tools.tree or tools.codebook), "what a network does not go with")
     if tools.codebook:
         must(states == 1 and not transposed and not follow and column_steps.mode == 0, "what a codebook does not go with")
         rows, columns = tools.codebook.rows, tools.codebook.columns

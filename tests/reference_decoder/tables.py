@@ -69,9 +69,12 @@ def normalise(weights: list[int]) -> list[int]:
 
 
 def level_weights(shape: int, c: int, q: int, low: int, high: int) -> list[int]:
-    order, d, a = SHAPES[shape]
     n = 17 - c
-    m = R[n % 4] << (n // 4 + 8)
+    return shape_weights(shape, R[n % 4] << (n // 4 + 8), q, low, high)
+
+
+def shape_weights(shape: int, m: int, q: int, low: int, high: int) -> list[int]:
+    order, d, a = SHAPES[shape]
     out = []
     for k in range(low, high + 1):
         y = (abs(2 * k + q) * m) >> 9

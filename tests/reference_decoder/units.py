@@ -69,7 +69,8 @@ def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[s
             out[record.name] = base
         elif record.kind in (CODED, PREDICTED):
             permutations = directory.reference.permutations if directory.reference else []
-            data = coded_bytes(record, stored, directory.sets, digests, permutations, base, directory.matrices, joined)
+            data = coded_bytes(record, stored, directory.sets, digests, permutations, base, directory.matrices,
+                               directory.networks, joined)
             out[record.name] = record.dtype, record.shape, data
         elif record.kind == TILED:
             out[record.name] = record.dtype, record.shape, tiled_bytes(record.tiling, record.dtype, stored, digests, all_codes, rounded)
