@@ -23,7 +23,7 @@ from ..registry import Table
 from .mixing import mixing_tables
 
 PRIOR = Path(__file__).with_name("latents.bin")
-PRIOR_HASH = "af20ef22399360d8fafd6c559349f2d7ee5d88b1c14b6e2a8cce0921b49e0c20"
+PRIOR_HASH = "f324f4c1691d0bf7c17fa6a0c4eafbc8bb5551b0504affbd01f59cc1edf3bf9a"
 ARRAYS = Table(
     "latent",
     {

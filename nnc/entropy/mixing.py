@@ -17,7 +17,7 @@ from ..errors import Corruption
 from ..kernels.mixing import MOST_SEEN, mix_bytes
 
 PRIOR = Path(__file__).with_name("prior.bin")
-PRIOR_HASH = "cfc33142f731679d6040bcb8550256296c90ba65eb7818f8e33dd688b622904b"
+PRIOR_HASH = "06e5186dcb384e475d4d969e08a3e4c080e09611834e8d2a131abb404e225aa6"
 _ANCHORS = (1, 2, 3, 6, 10, 16, 27, 45, 73, 120, 194, 310, 488, 747, 1101, 1546, 2048,
             2550, 2995, 3349, 3608, 3786, 3902, 3976, 4023, 4051, 4069, 4080, 4086, 4090, 4093, 4094, 4095)  # fmt: skip
 
