@@ -33,7 +33,7 @@ def tensors() -> dict[str, torch.Tensor]:
     clusters = torch.randn(3, 20, generator=g)[torch.randint(0, 3, (40,), generator=g)] + 0.1 * torch.randn(40, 20, generator=g)
     blocks = torch.randn(48, 48, generator=g) * torch.exp(2 * torch.randn(3, 3, generator=g)).repeat_interleave(16, 0).repeat_interleave(16, 1)
     heavy = torch.randn(60, 50, generator=g)
-    heavy.view(-1)[torch.randperm(3000, generator=g)[:12]] *= 1e4
+    heavy.view(-1)[torch.randperm(3000, generator=g)[:90]] *= 1e3
     few = torch.tensor([-1.0, 0.1, 0.7])[torch.randint(0, 3, (180, 190), generator=g)]
     return {"kernels": kernels, "walk": near_columns(g, 24, 30), "clusters": clusters, "blocks": blocks, "heavy": heavy, "few": few}
 

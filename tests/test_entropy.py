@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nnc.bits import Reader, Writer
+from nnc.coded import NO_NUMBERS
 from nnc.coder import TOTAL, decode_symbols, encode_symbols, make_table_set, pack_words, unpack_words
 from nnc.entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from nnc.entropy.parametric import CLASSES, SHAPES, exponential, level_frequencies, reach
@@ -88,7 +89,7 @@ def test_kernel_decodes_what_it_encodes(states, shift, wild):
     rows = np.zeros(1, np.int16)
     plane = np.empty((1, 600), np.float32)
     trellis = make_trellis(states)
-    result = decode_tile(words, 0, len(words), 0, 1, 0, 600, rows, codes.astype(np.int16), CLASSES, ModelBank().table_set(3).arrays,
+    result = decode_tile(words, 0, len(words), 0, 1, 0, 600, rows, codes.astype(np.int16), CLASSES, NO_NUMBERS, ModelBank().table_set(3).arrays,
                          trellis.next_state, shift, 0, np.ones(1, np.float32), np.ones(600, np.float32), plane)
     assert (result[0], result[1]) == (0, 0) and result[2] == digest
     s, expected = 0, []
@@ -103,7 +104,7 @@ def test_the_largest_levels_survive(k):
     levels = np.array([k, 0, 1], np.int32)
     words, _ = encode(levels, np.full(3, 20, np.uint8), 1, 0)
     plane = np.empty((1, 3), np.float32)
-    decode_tile(words, 0, len(words), 0, 1, 0, 3, np.full(1, 20, np.int16), np.zeros(3, np.int16), CLASSES, ModelBank().table_set(3).arrays,
+    decode_tile(words, 0, len(words), 0, 1, 0, 3, np.full(1, 20, np.int16), np.zeros(3, np.int16), CLASSES, NO_NUMBERS, ModelBank().table_set(3).arrays,
                 make_trellis(1).next_state, 0, 0, np.ones(1, np.float32), np.ones(3, np.float32), plane)
     assert plane[0].tolist() == levels.tolist()
 

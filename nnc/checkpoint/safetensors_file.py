@@ -57,10 +57,12 @@ class SafetensorsFile:
     def read(self, name: str) -> torch.Tensor:
         """One tensor in new memory. Errors: Corruption when the file has become shorter since it was opened."""
         spec = self._by_name[name]
+        if not spec.nbytes:
+            return torch.empty(spec.shape, dtype=spec.dtype)
         data = np.empty(spec.nbytes, np.uint8)  # numpy asks for large pages, torch does not
         with os_errors(self.path), self.path.open("rb") as file:
             file.seek(self._begins[name])
-            if spec.nbytes and file.readinto(memoryview(data)) != spec.nbytes:
+            if file.readinto(memoryview(data)) != spec.nbytes:
                 raise Corruption(f"{self.path}: ends inside tensor {name!r}")
         return torch.from_numpy(data).view(spec.dtype).reshape(spec.shape)
 
