@@ -30,7 +30,7 @@ DAMPING = (0.1, 0.01)  # of the diagonals of R and C: with outlier inputs their 
 FEW_ROWS = 48  # planes with fewer are transposed, so that a column of the trellis is long
 LEAST = 1e-4  # sensitivities below this part of their mean are taken for as much
 MOST_SHRUNK = 0.25  # of what an error costs: beyond, the caps of the steps bind
-SHRUNK, SEARCHED = 0.5, 0.6  # parts of the price of bits that are counted in the target, and in the search for levels
+SHRUNK, SEARCHED = 0.25, 0.8  # parts of the price of bits that are counted in the target, and in the search for levels
 MOST_SPACING = 4.0  # distance of the values of one quantizer, of the rms of a row or column
 
 
