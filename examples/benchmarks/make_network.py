@@ -14,9 +14,11 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from torch.nn import functional as F
 
 import nnc
 from nnc.archive import open_compressed
+from nnc.decoder import split_unit
 from nnc.encoded import EncodedTensor
 from nnc.entropy.fine import FINE, LOWEST
 from nnc.entropy.inputs import CONTEXT, HYPER
@@ -132,13 +135,24 @@ def checkpoints(steps: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         yield name, descend(net, task(net), times * steps, sparse)
 
 
+@contextmanager
+def each_alone() -> Iterator[None]:
+    """No tensor shares a stream with others."""
+    with mock.patch("nnc.encoder.may_join", lambda coding, data: False):
+        yield
+
+
 def levels_of_file(path: Path) -> list[Levels]:
-    """The coded tensors of a file whose tables a network may choose."""
+    """The coded tensors of a file written by `each_alone` whose tables a network may choose."""
+    found = []
     with open_compressed(path) as archive:
-        stored = [archive.read_stored(record.name) for record in archive.records if record.kind == "coded"]
-        matrices = archive.files[0].directory.matrices
-    encoded = [(EncodedTensor(record, bytes(data), (), 0), bank) for record, data, bank in stored]
-    return [Levels.of(one, bank, matrices) for one, bank in encoded if may_learn(one)]
+        for file in archive.files:
+            for index, records in enumerate(file.unit_records()):
+                for record, data in split_unit(records, file.read_unit(index)):
+                    encoded = EncodedTensor(record, bytes(data), (), 0)
+                    if may_learn(encoded):
+                        found.append(Levels.of(encoded, file.directory.bank, file.directory.matrices))
+    return found
 
 
 def without_bypass(tensor: Levels) -> float:
@@ -162,7 +176,8 @@ def collect(steps: int) -> tuple[list[Part], list[Part]]:
     with tempfile.TemporaryDirectory() as scratch:
         for name, state in checkpoints(steps):
             for options in OPTIONS:
-                nnc.compress(state, Path(scratch) / "x.safetensors", threads=1, overwrite=True, **options)
+                with each_alone():
+                    nnc.compress(state, Path(scratch) / "x.safetensors", threads=1, overwrite=True, **options)
                 tensors = levels_of_file(Path(scratch) / "x.safetensors")
                 total = sum(t.encoded.record.elements for t in tensors)
                 for tensor in tensors:
