@@ -23,6 +23,7 @@ from .latents import Latents, write_latents
 from .quantize.steps import UNITS
 from .unit import MAX_JOINED, Coding, Record, join_parts
 
+NAMES = ("rows", "columns", "row steps", "column steps", "confidence", "labels", "trust")  # of latents, in the order of static bytes
 WORTH = 1000  # the coder that learns must save one byte of so many
 
 
@@ -31,8 +32,7 @@ def pack_tensor(coding: Coding, shape: tuple[int, ...], latents: Latents, parts:
     encoded = {name: encode_codes(codes) for name, codes in latents.arrays.items()}
     codes = {name: Codes(mode, spread, len(data)) for name, (mode, spread, data) in encoded.items()}
     steps = latents.row_steps.unit, latents.column_steps.unit
-    names = ("rows", "columns", "row steps", "column steps", "confidence", "labels", "trust")  # in the order of the bytes
-    side = b"".join(encoded[name][2] for name in names if name in encoded)
+    side = b"".join(encoded[name][2] for name in NAMES if name in encoded)
     coding = replace(_with_codes(coding, codes, steps), latents="static", streams=tuple(map(len, streams)))
     total = len(side) + sum(map(len, streams)) + len(parts)
     if total >= OWN_ENTRY and pays(len(side), total):
@@ -61,9 +61,8 @@ def _with_codes(coding: Coding, codes: dict[str, Codes], units: tuple[int, int])
 
 def with_learned(coding: Coding, latents: str) -> Coding:
     """The coding of a tensor whose latents are learned ones."""
-    names = ("rows", "columns", "row steps", "column steps", "confidence", "labels", "trust")
     even = UNITS.value(0)  # the unit is with the codes
-    coding = _with_codes(coding, dict.fromkeys(names, LEARNED_CODES), (even, even))
+    coding = _with_codes(coding, dict.fromkeys(NAMES, LEARNED_CODES), (even, even))
     return replace(coding, latents=latents, latent_bytes=0)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from zlib import decompress, error
+from zlib import compress, decompress, error
 
 import numpy as np
 
@@ -105,8 +105,6 @@ def _read_prior() -> LatentModel:
 
 def pack_model(model: LatentModel, most_seen: int) -> bytes:
     """Bytes of a prior, deflated: of every counter its chance in 1/256, where it was used, and how often up to `most_seen`; weights in 1/256."""
-    from zlib import compress
-
     parts = []
     for chance, seen in ((model.chance, model.seen), (model.flags, model.often)):
         used = np.minimum(seen, most_seen).astype(np.uint8)
