@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint, TensorSpec
 from .decoder import ReferenceReader
 from .encoded import Predicted, same_bytes
 from .encoder import make_plane
-from .entropy.scales import encode_codes
+from .entropy.scales import code_bits
 from .errors import InvalidArgument
 from .prediction.permutation import MAX_LENGTH, encode_permutation
 from .prediction.reference import CERTAIN, digest_tensor, predict
@@ -177,4 +177,4 @@ def _trust(weights: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, flo
     saved[before == 0] = 0
     codes[before == 0] = 0
     codes -= CERTAIN
-    return codes, float(saved.sum()) - 8 * len(encode_codes(codes)[2])
+    return codes, float(saved.sum()) - code_bits(codes)

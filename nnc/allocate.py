@@ -20,21 +20,23 @@ from .entropy.parametric import CLASSES
 from .kernels.words import replay_levels
 from .partition.grid import choose_grid
 from .quantize.trellis import make_trellis
+from .powers import (
+    Powers,
+    choose_shift,
+    fit_scales,
+    measure_powers,
+)
 from .rdo import (
     START_SHAPE,
     WIDTH,
     Gathered,
-    Powers,
     Search,
     choose_model,
-    choose_shift,
     count,
     find_levels,
     fit_explicit_set,
-    fit_scales,
     gather,
     level_bits,
-    measure_powers,
 )
 from .sensitivity import MOST_SPACING as CALIBRATED_SPACING
 from .sensitivity import Sensitivity

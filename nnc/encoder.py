@@ -30,9 +30,9 @@ from .partition.planes import choose_split, plane_shape
 from .quantize.logarithm import rebuild_powers
 from .quantize.steps import UNITS, StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
+from .powers import Powers, fit_scales, measure_powers
 from .rdo import (
     WIDTH,
-    Powers,
     Scales,
     Search,
     choose_model,
@@ -40,10 +40,8 @@ from .rdo import (
     count,
     find_levels,
     first_model,
-    fit_scales,
     gather,
     level_bits,
-    measure_powers,
     move,
 )
 from .sensitivity import (

@@ -82,13 +82,15 @@ class Encoding:
                 return self._encode_coded(plan, *choices[plan.name], bank)
             return self._encode_other(plan, typical, factor)
 
-        total, done, encoded = sum(plan.nbytes for plan in self.plans), 0, []
-        results = self.workers.map(work, self.plans, [plan.spec.numel for plan in self.plans])
-        for plan, result in zip(self.plans, results):
-            encoded.append(result)
+        total, done = sum(plan.nbytes for plan in self.plans), 0
+
+        def finished(plan: Plan) -> None:
+            nonlocal done
             done += plan.nbytes
             if self.progress:
                 self.progress(done, total, f"compress {plan.name}")
+
+        encoded = self.workers.map(work, self.plans, [plan.spec.numel for plan in self.plans], finished)
         self.fixed.update({e.record.name: e for e, plan in zip(encoded, self.plans) if plan.treatment in FIXED})
         if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
             bank = ModelBank()  # no tensor took to the explicit tables

@@ -14,7 +14,7 @@ from math import log2
 
 import numpy as np
 
-from .entropy.scales import encode_codes
+from .entropy.scales import code_bits
 from .kernels.memories import (
     balance,
     cluster_rows,
@@ -34,6 +34,7 @@ DISTORTION = 1 / 16  # of the mean square: what bits are reckoned at
 PROBED, ENTRIES = 128, 768  # columns that the test looks at, and entries of each
 FITTED = 1024  # columns that clusters are fitted to
 ROUNDS = 8
+PATIENT = 1 << 20  # weights up to which it is tried whether one confidence for all columns, which costs no bits, saves more
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,7 @@ def _simulate(
     columns = columns * scale  # an entry that is always large takes bits for its scale alone
     row_powers(columns, np.ones(m), of_columns)
     distortion = DISTORTION * steps**2 * np.median(of_columns / steps**2) + 1e-60
-    return _follow(columns, distortion, labels, limit, run)
+    return _follow(columns, distortion, labels, limit, run, 1 if columns.size > PATIENT else 2)
 
 
 def refit_memory(
@@ -163,19 +164,19 @@ def refit_memory(
 
 
 def _follow(
-    columns: np.ndarray, distortion: np.ndarray, labels: np.ndarray, limit: int, run: Callable = map
+    columns: np.ndarray, distortion: np.ndarray, labels: np.ndarray, limit: int, run: Callable = map, passes: int = 2
 ) -> tuple[MemoryCodes, float]:
     """Codes for columns, float32 (n, m), that are coded at the distortion of each; and bits saved.  run: of a pool, to reckon the bits without
-    them meanwhile."""
+    them meanwhile; passes: the first with a confidence for every column, the second with the same for all."""
     start = MemoryCodes(limit, labels, np.zeros(len(labels), np.int16))
     rest, without = np.empty_like(columns), run(_model_bits, [columns], [distortion])
     best: tuple[MemoryCodes, float] | None = None
     common, before = 1, 0.0
-    for _ in range(2):  # a confidence of their own for all columns, then the same for all
+    for _ in range(passes):
         mine, confidence, saved = labels.copy(), np.empty(len(labels), np.int16), np.empty(len(labels))
         floor, free = start.floor, limit == NO_FLOOR
         follow_memories(columns, mine, floor, free, distortion, CERTAIN, common, confidence, saved, rest)
-        side = 8 * (len(encode_codes(mine)[2]) + len(encode_codes(confidence)[2]) + 4)
+        side = code_bits(mine) + code_bits(confidence) + 32
         rate = _model_bits(rest, distortion)
         before = before if best else next(iter(without))
         bits = before - rate - side

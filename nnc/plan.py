@@ -30,7 +30,7 @@ from .encoder import make_plane
 from .errors import InvalidArgument, Unsupported
 from .memories import choose_memory
 from .partition.planes import MAX_AXES, choose_split
-from .rdo import Powers, measure_powers
+from .powers import Powers, measure_powers
 from .sensitivity import Sensitivity, measure_sensitivity
 from .unit import CODED_DTYPES, DTYPES, MAX_ELEMENTS, MAX_NAME
 from .workers import Workers
@@ -100,23 +100,28 @@ def plan_tensors(
     most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
     total, done = sum(spec.nbytes for spec in checkpoint.specs if not spec.tied_to), 0
     elements = sum(spec.numel for spec in checkpoint.specs)
-    seen: dict[tuple, str] = {}
-    plans = []
+
+    def surveyed(spec: TensorSpec) -> None:
+        nonlocal done
+        done += 0 if spec.tied_to else spec.nbytes
+        if progress:
+            progress(done, total, f"survey {spec.name}")
+
     surveys = workers.map(
         lambda spec: _survey(
             checkpoint, spec, asked, most, statistics, alignment, bases, workers.within(spec.numel, elements)
         ),
         checkpoint.specs,
         [spec.numel for spec in checkpoint.specs],
+        surveyed,
     )
+    seen: dict[tuple, str] = {}
+    plans = []
     for spec, (key, plan) in zip(checkpoint.specs, surveys):
         key = key and (*key, plan.treatment, plan.factor)  # equal tensors that are asked for at different quality stay apart
         if key and _is_equal(checkpoint, spec.name, seen.setdefault(key, spec.name)):
             plan = Plan(spec, "alias", target=seen[key])
         plans.append(plan)
-        done += 0 if spec.tied_to else spec.nbytes
-        if progress:
-            progress(done, total, f"survey {spec.name}")
     return _join_scales(plans)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .calibration.statistics import TensorStatistics
-from .entropy.scales import MOST, encode_codes
+from .entropy.scales import MOST, code_bits
 from .kernels.planes import row_powers
 from .quantize.steps import UNITS, StepCodes
 from .quantize.trellis import make_trellis
@@ -198,7 +198,7 @@ def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, sta
 
 def following_steps(plane: np.ndarray) -> tuple[StepCodes, StepCodes]:
     """Steps without calibration of a plane whose columns are the rows of a tensor: columns of large weights get larger steps, by a third of
-    their octaves, as steps of rows that follow their scales do (`rdo._follow_codes`)."""
+    their octaves, as steps of rows that follow their scales do (`powers._follow_codes`)."""
     power = np.empty(plane.shape[1])
     row_powers(np.ascontiguousarray(plane.T), np.ones(len(plane)), power)
     rms = np.sqrt(power)
@@ -224,7 +224,7 @@ def choose_codes(octaves: np.ndarray, weights: int) -> tuple[StepCodes, float]:
         wrong = np.log(2) * (codes.exponents / 128 - (octaves - middle))
         wrong -= wrong.mean()  # the common factor makes up for it
         bits = weights * float((np.exp(2 * np.minimum(wrong, 20)) - 1 - 2 * wrong).sum()) / (2 * np.log(2))
-        bits += 8 * len(encode_codes(codes.codes)[2])
+        bits += code_bits(codes.codes)
         if best is None or bits < best[0]:
             best = (bits, codes)
     return best[1], middle

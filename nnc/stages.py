@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("coded", "directory", "encoded"),
     ("joined",),
     ("container", "decoder", "exact", "rdo", "sensitivity"),
-    ("packing", "latent_choice"),
+    ("packing", "latent_choice", "powers"),
     ("feedback", "job", "learning", "memories", "pretrained_config", "splitting", "substitution"),
     ("encoder", "allocate", "reading"),
     ("vectors",),

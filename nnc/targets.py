@@ -7,7 +7,7 @@ most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from math import log2, log10
 
@@ -125,7 +125,7 @@ def meet_loss(encoding: Encoding, wanted: float, start: float | None = None) -> 
     return assembly, factor
 
 
-def _trials(encoding: Encoding, factor: float) -> Iterator[Trial]:
+def _trials(encoding: Encoding, factor: float) -> list[Trial]:
     """Samples of all coded tensors, with at most eight states: they tell the rate of more states well enough."""
     search = encoding.search
     fast = replace(search, states=min(search.states, 8), passes=1)

@@ -25,7 +25,7 @@ from .encoding import Encoding
 from .entropy.explicit import ModelBank
 from .kernels.planes import error_and_energy
 from .prediction.reference import digest_unit
-from .rdo import measure_powers
+from .powers import measure_powers
 from .sensitivity import Sensitivity
 from .tools import Matrices
 from .vectors import encode_vector
@@ -111,7 +111,7 @@ def _rebuild(encoding: Encoding, assembly: Assembly, factor: float, tuned: Tuned
         new = encode_vector(name, tensor, measure_powers(make_plane(tensor)[1]), sensitivity, factor, encoding.search)
         return _account(new, encoding.checkpoint.read(name), sensitivity)
 
-    encoded = list(encoding.workers.map(work, assembly.encoded, [e.record.elements for e in assembly.encoded]))
+    encoded = encoding.workers.map(work, assembly.encoded, [e.record.elements for e in assembly.encoded])
     targets = {plan.name: plan.target for plan in encoding.plans if plan.treatment == "alias"}
     return assemble_files(encoded, targets, directory.bank, directory.origin, encoding.limit, directory.reference, encoding.matrices)
 

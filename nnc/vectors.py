@@ -14,7 +14,8 @@ from .entropy.explicit import ModelBank
 from .job import Job
 from .quantize.logarithm import RESOLUTION, logarithms
 from .quantize.steps import UNITS, StepCodes
-from .rdo import Powers, Search, measure_powers
+from .powers import Powers, measure_powers
+from .rdo import Search
 from .sensitivity import Sensitivity, short_step
 
 FINEST_VECTOR, COARSEST_VECTOR = 1 / 512, 1 / 2  # steps of vectors, of their rms

@@ -1,7 +1,7 @@
 """Threads of one compression: some work on tensors, some on the CTUs of a tensor.
 
-Tensors are handed out in order and only while those in work have no more than `budget` elements together, so that memory is
-bounded by the largest tensor, not by the number of threads.  Results come back in order: the output does not depend on threads.
+Tensors are handed out only while those in work have no more than `budget` elements together, so that memory is bounded by the
+largest tensor, not by the number of threads.  Results come back in the order of the tensors: the output does not depend on threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from .errors import InvalidArgument
 
 FREE = 1 << 22  # elements that may always be in work
-SHARES = 16  # of the elements for each thread: a tensor of less than a share is work for one thread
+LONE = 1.25  # share of a thread, of all elements, beyond which a tensor is work for several
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,60 @@ class Workers:
     number: int = 1
 
     def within(self, elements: int, total: int) -> Executor | None:
-        """Threads for the CTUs of a tensor with so many of all elements.  None for a small one: there are others for the other
-        threads, and what passes between threads costs more than it gains."""
-        return self.tiles if elements * SHARES * self.number > total else None
+        """Threads for the CTUs of a tensor with so many of all elements.  None unless it would keep a thread at work longer than the
+        others: what passes between threads costs more than it gains."""
+        return self.tiles if elements * self.number > total * LONE else None
 
-    def map(self, work: Callable[[Any], Any], items: Sequence[Any], sizes: Sequence[int]) -> Iterator[Any]:
-        """`work(item)` for every item, in order; `sizes`: elements of each; the budget is 5/4 of the largest."""
+    def map(
+        self,
+        work: Callable[[Any], Any],
+        items: Sequence[Any],
+        sizes: Sequence[int],
+        finished: Callable[[Any], None] = lambda item: None,
+    ) -> list[Any]:
+        """`work(item)` for every item; `sizes`: elements of each; `finished` is called with each, in this thread, in the order in which they end.
+
+        The largest go first, one for each thread but one, as nothing else may be left to do beside one that goes last; then the
+        smallest, whose threads would wait for each other (more of their time is Python) were they not beside large ones."""
         if self.tensors is None:
-            yield from map(work, items)
-            return
+            results = []
+            for item in items:
+                results.append(work(item))
+                finished(item)
+            return results
         budget = FREE + max((*sizes, 0)) * 5 // 4
-        running: dict[Future, int] = {}
-        futures: list[Future] = []
+        futures: dict[Future, int] = {}
+        running: set[Future] = set()
+        used = 0
+
+        def wait_for_some() -> None:
+            nonlocal running, used
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                used -= sizes[futures[future]]
+                future.result()  # raises what went wrong
+                finished(items[futures[future]])
+
         try:
-            for item, size in zip(items, sizes):
-                while running and sum(running.values()) + size > budget:
-                    for done in wait(running, return_when=FIRST_COMPLETED).done:
-                        del running[done]
-                future = self.tensors.submit(work, item)
-                running[future] = size
-                futures.append(future)
-            for future in futures:
-                yield future.result()
+            order = sorted(range(len(items)), key=lambda index: sizes[index], reverse=True)
+            ahead = self.number - 1
+            for index in order[:ahead] + order[:ahead - 1 : -1]:
+                while running and used + sizes[index] > budget:
+                    wait_for_some()
+                future = self.tensors.submit(work, items[index])
+                futures[future] = index
+                running.add(future)
+                used += sizes[index]
+            while running:
+                wait_for_some()
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
+        results = [None] * len(items)
+        for future, index in futures.items():
+            results[index] = future.result()
+        return results
 
 
 def check_threads(threads: int | None) -> int:

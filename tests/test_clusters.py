@@ -31,7 +31,8 @@ from nnc.entropy.sparse import all_forms, decode_positions, encode_positions
 from nnc.errors import Corruption
 from nnc.fields import Codes, Lanes, Steps
 from nnc.points import MODES, lay_out
-from nnc.rdo import Search, measure_powers
+from nnc.powers import measure_powers
+from nnc.rdo import Search
 from nnc.sensitivity import measure_sensitivity
 from nnc.tools import Memory
 from nnc.unit import Coding, Record

@@ -17,7 +17,8 @@ from nnc.kernels.feedback import BLOCK, search_band
 from nnc.partition.grid import Grid, choose_grid
 from nnc.prediction.memory import MemoryCodes
 from nnc.quantize.trellis import make_trellis
-from nnc.rdo import LOW, Scales, Search, find_levels, fit_scales, gather, level_bits, measure_powers
+from nnc.powers import fit_scales, measure_powers
+from nnc.rdo import LOW, Scales, Search, find_levels, gather, level_bits
 from nnc.sensitivity import Sensitivity, measure_sensitivity
 
 BITS = level_bits(ModelBank(), 2)

@@ -17,7 +17,8 @@ from nnc.feedback import find_levels_with_feedback
 from nnc.partition.grid import Grid
 from nnc.quantize.soft_rounding import apply_with_noise, posterior_mean, soft_round, soft_round_inverse, soft_round_slope
 from nnc.quantize.trellis import make_trellis
-from nnc.rdo import LOW, START_SHAPE, Search, fit_scales, level_bits, measure_powers
+from nnc.powers import fit_scales, measure_powers
+from nnc.rdo import LOW, START_SHAPE, Search, level_bits
 from nnc.sensitivity import measure_sensitivity
 from nnc.substitution import FrozenCodec, Options, measure_loss, squared_loss, substitute
 from nnc.substitution.soft_trellis import soften

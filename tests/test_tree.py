@@ -28,7 +28,8 @@ from nnc.fields import Lanes
 from nnc.partition.grid import Grid, choose_grid
 from nnc.partition.planes import plane_shape
 from nnc.partition.tree import FLAGS, LEAST, MOST, SKIP, cell_shape, cell_tiles
-from nnc.rdo import Search, fit_scales, gather, measure_powers
+from nnc.powers import fit_scales, measure_powers
+from nnc.rdo import Search, gather
 from nnc.sensitivity import measure_sensitivity
 from nnc.splitting import choose_trees
 from nnc.tools import Tools, Tree

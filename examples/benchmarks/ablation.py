@@ -39,7 +39,7 @@ from sources import ZOO, import_zoo
 from tables import Column, Table, finish, make_parser, note
 
 import nnc
-from nnc import container, encoder, latent_choice, packing, rdo
+from nnc import container, encoder, latent_choice, packing, powers, rdo
 from nnc.calibration.gather import gather
 from nnc.checkpoint import open_checkpoint
 
@@ -71,10 +71,10 @@ STEPS = (
 SUBSTITUTION = Step("+ substitution", {"calibrated": True, "substitution": "gradient", "tools": "none"})
 
 
-def same_scales(powers: rdo.Powers, *arguments: object, **more: object) -> rdo.Scales:
+def same_scales(found: powers.Powers, *arguments: object, **more: object) -> rdo.Scales:
     """`fit_scales` for one scale of all rows and columns; those that are dead stay so."""
-    rows = np.where(powers.rows > 0, powers.rms**2, 0)
-    return rdo.fit_scales(replace(powers, rows=rows, columns=(powers.columns > 0).astype(float)), *arguments, **more)
+    rows = np.where(found.rows > 0, found.rms**2, 0)
+    return powers.fit_scales(replace(found, rows=rows, columns=(found.columns > 0).astype(float)), *arguments, **more)
 
 
 @contextmanager

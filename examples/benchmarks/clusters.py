@@ -33,7 +33,8 @@ from nnc.cluster.rules import largest_weights
 from nnc.encoded import EncodedTensor
 from nnc.encoder import encode_coded, make_plane
 from nnc.entropy.explicit import ModelBank
-from nnc.rdo import Search, measure_powers
+from nnc.powers import measure_powers
+from nnc.rdo import Search
 
 BIT = 6.02  # dB
 FRACTIONS = (0.001, 0.003, 0.01)

@@ -31,7 +31,8 @@ from nnc.feedback import find_levels_with_feedback
 from nnc.partition.grid import choose_grid
 from nnc.quantize.steps import StepCodes, rebuild_steps
 from nnc.quantize.trellis import make_trellis
-from nnc.rdo import START_SHAPE, Search, fit_scales, level_bits, measure_powers
+from nnc.powers import fit_scales, measure_powers
+from nnc.rdo import START_SHAPE, Search, level_bits
 from nnc.sensitivity import DAMPING, Sensitivity, Steps, choose_steps, measure_sensitivity, short_step
 from nnc.substitution import FrozenCodec, Options, PredictedLoss, measure_loss, substitute
 

@@ -24,7 +24,8 @@ from tables import Bound, Column, Table, finish, make_parser, note
 from nnc.encoded import EncodedTensor
 from nnc.encoder import encode_coded, make_plane
 from nnc.entropy.explicit import ModelBank
-from nnc.rdo import Search, measure_powers
+from nnc.powers import measure_powers
+from nnc.rdo import Search
 from nnc.tiling.encode import Asked, encode_plane, encode_tiled
 from nnc.tiling.learning import apply_linear, choose_linear, collect_tiles
 

@@ -31,7 +31,8 @@ from nnc.entropy.explicit import TABLES, ModelBank
 from nnc.entropy.scales import OFF
 from nnc.entropy.trees import decode_trees
 from nnc.partition.grid import Grid
-from nnc.rdo import START_SHAPE, WIDTH, Scales, Search, fit_explicit_set, measure_powers
+from nnc.powers import measure_powers
+from nnc.rdo import START_SHAPE, WIDTH, Scales, Search, fit_explicit_set
 from nnc.splitting import Task, choose_trees
 from nnc.splitting.growth import grow
 from nnc.splitting.task import HEAD, find_window, lower_shift

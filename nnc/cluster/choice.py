@@ -22,7 +22,8 @@ from ..entropy.explicit import ModelBank
 from ..partition.planes import choose_split
 from ..points import lay_out
 from ..quantize.trellis import make_trellis
-from ..rdo import Powers, Search, measure_powers
+from ..powers import Powers, measure_powers
+from ..rdo import Search
 from .encode import Clusters, encode_codebook
 from .outlying import take_outliers
 from .rules import largest_weights, relative_weights

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..rdo import Powers
+from ..powers import Powers
 
 
 def relative_weights(plane: np.ndarray, powers: Powers) -> np.ndarray:

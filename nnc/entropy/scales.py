@@ -9,6 +9,7 @@ with a parametric table through ANS, directly or as differences, or deflated.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import ceil
 from zlib import compress, decompressobj
 
 import numpy as np
@@ -21,6 +22,7 @@ from .parametric import level_weights, normalise
 MOST = 64  # codes lie in -64..64
 OFF = -64  # the code of a dead row or column: its weights are not coded, they are zero
 SPREADS = 24
+END = 2.5  # bytes that a stream takes to end
 MODES = Table("scale code mode", {0: "none", 1: "direct", 2: "differences", 3: "deflated"})
 LEARNED = "learned"  # with the other latents of the tensor (entropy/latents.py): no mode of its own in the file
 
@@ -49,6 +51,17 @@ def encode_codes(codes: np.ndarray) -> tuple[str, int, bytes]:
             if len(data) < len(best[2]):
                 best = (mode, spread, data)
     return best
+
+
+def code_bits(codes: np.ndarray) -> float:
+    """What `encode_codes` makes of them, nearly: bits, reckoned without coding but where rows are dead."""
+    codes = np.asarray(codes, np.int64)
+    if not codes.any():
+        return 0.0
+    if (codes == OFF).any():
+        return 8.0 * len(encode_codes(codes)[2])
+    counts = (np.bincount(values + 2 * MOST, minlength=4 * MOST + 1) for values in (codes, np.diff(codes, prepend=0)))
+    return 8.0 * ceil(min(float((_code_lengths() * of_values).sum(1).min()) for of_values in counts) / 8 + END)
 
 
 @lru_cache(maxsize=1)

@@ -161,7 +161,7 @@ def follow_memories(columns, labels, floor, free, distortion, steps, common, con
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
 def balance(columns, of_rows, of_entries):
-    """Mean squares of rows and entries of `columns`, float32 (n, m), of each after the others were scaled to one (as `rdo.measure_powers`);
+    """Mean squares of rows and entries of `columns`, float32 (n, m), of each after the others were scaled to one (as `powers.measure_powers`);
     float64 (n,) and (m,)."""
     n, m = columns.shape
     scale = np.ones(m)

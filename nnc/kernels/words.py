@@ -126,6 +126,18 @@ def count_levels(levels, codes, next_state, shift, low, counts):
 
 
 @njit(cache=True, nogil=True)
+def price_counts(counts, used, bits, further):
+    """Bits of `counts`, int64 (tables, width), in the tables `used` of them, int64 (n,), with those that are `further` of `bits`, float32 (tables, width)."""
+    total = 0.0
+    for table in used:
+        row, lengths = counts[table], bits[table + further]
+        for column in range(len(row)):
+            if row[column]:
+                total += row[column] * np.float64(lengths[column])
+    return total
+
+
+@njit(cache=True, nogil=True)
 def rebuild_levels(levels, position, next_state, labelling, row_steps, column_steps, values):
     """Write the values of a scan-ordered sequence of levels to `values` float32 (rows, columns), as the decoder rebuilds them.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..entropy.explicit import TABLES, ModelBank
 from ..entropy.parametric import CLASSES
-from ..entropy.scales import OFF, encode_codes, kernel_codes
+from ..entropy.scales import OFF, code_bits, kernel_codes
 from ..kernels.splitting import cell_costs, cell_moments, count_cells, place_levels
 from ..kernels.streams import DEAD
 from ..partition.grid import Grid
@@ -51,7 +51,7 @@ class Task:
 
     def side(self) -> int:
         """Bits of the codes of rows and columns."""
-        return 8 * sum(len(encode_codes(codes)[2]) for codes in (self.scales.rows, self.scales.columns))
+        return sum(code_bits(codes) for codes in (self.scales.rows, self.scales.columns))
 
     def price(self, window: tuple[int, int], model: int) -> tuple[np.ndarray, np.ndarray]:
         """Bits of all cells under the codes of the window: float32 (cells down, cells across, codes); what their weights lose by being
