@@ -140,7 +140,7 @@ def encode_calibrated(
     step = float(np.float32(steps.step))
     price = factor**2 / 2 * search.lagrangian if substitution == "gradient" else None
     chosen = (steps.rows, steps.columns)
-    job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers, target)
+    job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers, target, steps.worths)
     job = _refit_memory(job, search, pool)[0] if layout.memory else job
     powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane if target is None else target))
     return _or_exact(name, tensor, encode_plane(name, tensor, job, powers, search, bank, pool))
@@ -214,7 +214,7 @@ def encode_plane(
         else:
             fed = job.sensitivity if job.fed else None
             keep = split or job.fed or job.price is not None
-            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, memory, keep)
+            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, memory, keep, job.worths)
             if job.price is not None and final:
                 codec = FrozenCodec(grid, scales, grid_step, bits, search, run)
                 found = measure_loss(plane, job.statistics, DAMPING)

@@ -27,12 +27,13 @@ def find_levels_with_feedback(
     run: Callable,
     memory: MemoryCodes | None = None,
     keep: bool = True,
+    worths: np.ndarray | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Levels of every CTU in scan order (as `rdo.find_levels`, in raster order of the CTUs), and the plane of the weights that were
     quantized in place of the given ones.
 
     sensitivity: None if errors are not fed back.  memory: foretells columns; what is returned in place of the weights is then what is left
-    of them; None without `keep`.  run: `map` or that of a pool, over bands of rows where these do not depend on each other.
+    of them; None without `keep`.  worths: float32 (columns,), what squared errors count, in steps^2; None for one.  run: `map` or that of a pool, over bands of rows where these do not depend on each other.
     """
     trellis = make_trellis(search.states)
     rate = bits * np.float32(search.lagrangian)
@@ -43,6 +44,7 @@ def find_levels_with_feedback(
     none = np.empty((grid.rows, 0), np.float32)
     matrix = _scaled_feedback(sensitivity.down, row_steps) if sensitivity else none
     upper = sensitivity.upper if sensitivity else np.empty((grid.columns, 0), np.float32)
+    worths = np.ones(grid.columns, np.float32) if worths is None else worths
     memory = memory or MemoryCodes(0, np.empty(0, np.int16), np.empty(0, np.int16))
     apart = not (matrix.shape[1] or upper.shape[1])
     height, width = (grid.height if not matrix.shape[1] else grid.rows), (grid.width if apart else grid.columns)
@@ -75,6 +77,7 @@ def find_levels_with_feedback(
             memory.labels[left:right],
             memory.trust[left:right],
             memory.floor,
+            worths[left:right],
             levels,
         )
         if keep:

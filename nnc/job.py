@@ -17,7 +17,8 @@ class Job:
     """A plane and how it is to be coded: levels `grid_step` apart, times what `steps` of rows and columns say; `step` is what the
     record says.  sensitivity: of a plane whose errors are fed back (if `feedback`), or whose loss is to be told; price: loss per bit, for
     a search by gradients; predicted: what the plane was reduced by; layout: in which it is; outliers: that were taken from it, only of a plain
-    layout; target: what is quantized in place of the plane, None for that itself."""
+    layout; target: what is quantized in place of the plane, None for that itself; worths: float32 (columns,), what squared errors of the columns
+    count, in steps^2, None if the same."""
 
     plane: np.ndarray
     split: int
@@ -32,6 +33,7 @@ class Job:
     layout: Layout = PLAIN
     outliers: Outlying | None = None
     target: np.ndarray | None = None
+    worths: np.ndarray | None = None
 
     @property
     def transposed(self) -> bool:

@@ -157,7 +157,7 @@ def find_levels(weights: Gathered, bits: np.ndarray, shift: int, search: Search)
         return levels
     rate = bits * np.float32(search.lagrangian)
     if search.states == 1:
-        search_scalar(weights.x, weights.codes, rate, LOW, shift, levels)
+        search_scalar(weights.x, weights.codes, rate, LOW, shift, np.float32(1), levels)
     else:
         search_trellis(
             weights.x,

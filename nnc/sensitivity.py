@@ -174,11 +174,13 @@ def short_step(step: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps chosen for a plane: the common one, and codes of rows and columns."""
+    """Steps chosen for a plane: the common one, and codes of rows and columns; worths: float32 (columns,), what the squared errors of a column
+    count, in its steps, since that is not the one asked for."""
 
     step: float
     rows: StepCodes
     columns: StepCodes
+    worths: np.ndarray
 
 
 def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, states: int, relief: float = 1.0) -> Steps:
@@ -193,7 +195,8 @@ def choose_steps(sensitivity: Sensitivity, plane: np.ndarray, factor: float, sta
         columns = np.where(spread > 0, np.minimum(columns, most * spread), columns)
     row_codes, middle = choose_codes(np.log2(rows), plane.shape[1])
     column_codes, rest = choose_codes(np.log2(columns), plane.shape[0])
-    return Steps(short_step(2.0 ** (middle + rest)), row_codes, column_codes)
+    worths = 4.0 ** (column_codes.exponents / 128 - (np.log2(columns) - rest))
+    return Steps(short_step(2.0 ** (middle + rest)), row_codes, column_codes, worths.astype(np.float32))
 
 
 def following_steps(plane: np.ndarray) -> tuple[StepCodes, StepCodes]:

@@ -42,7 +42,7 @@ def candidates(v: float, q: int, labelling: int, states: int) -> list[int]:
     return [(-1 if v < 0 else 1) * k for k in (low, low + 1)]
 
 
-def best_path(x, classes, matrix, rate, shift, labelling, states, start):
+def best_path(x, classes, matrix, rate, shift, labelling, states, start, worth=1.0):
     """Levels, errors and last state of a column from its top, every survivor with feedback of its own; all of it in float64."""
     after = make_trellis(states).next_state
     survivors = {start: (0.0, [], [], np.zeros(len(x)))}
@@ -56,7 +56,7 @@ def best_path(x, classes, matrix, rate, shift, labelling, states, start):
             for k in candidates(left, q, labelling, states):
                 table = 2 * classes[i] + (q if shift == 0 else 1)
                 error = left - value(k, q, labelling, states)
-                step = error**2 + rate[table, min(max((k >> shift) - LOW, 0), rate.shape[1] - 1)]
+                step = error**2 * worth + rate[table, min(max((k >> shift) - LOW, 0), rate.shape[1] - 1)]
                 t = int(after[s, k & 1])
                 if t not in new or cost + step < new[t][0]:
                     new[t] = (cost + step, levels + [k], errors + [error], fed + error * matrix[i])
@@ -67,7 +67,7 @@ def best_path(x, classes, matrix, rate, shift, labelling, states, start):
 
 def plain_band(
     plane, upper, matrix, height, width, row_codes, column_codes, row_steps, column_steps, rate, shift, labelling, states,
-    memory=NO_MEMORY,
+    memory=NO_MEMORY, worths=None,
 ):  # fmt: skip
     """Levels (rows, columns) as of `search_band`, column by column, without blocks."""
     rows, columns = plane.shape
@@ -90,7 +90,8 @@ def plain_band(
         for band in range(len(state)):
             part = slice(band * height, min((band + 1) * height, rows))
             inner = below[part, part]
-            found, wrong, end, _ = best_path(x[part], classes[part], inner, rate, shift, labelling, states, state[band])
+            worth = 1.0 if worths is None else float(worths[j])
+            found, wrong, end, _ = best_path(x[part], classes[part], inner, rate, shift, labelling, states, state[band], worth)
             x[part.stop :] -= np.array(wrong) @ below[part, part.stop :]
             levels[part, j], s = found, state[band]
             for i in range(part.start, part.stop):
@@ -111,14 +112,14 @@ def plain_band(
 
 def search(
     plane, upper, matrix, height, width, row_codes, column_codes, row_steps, column_steps, rate, shift, labelling, states,
-    memory=NO_MEMORY,
+    memory=NO_MEMORY, worths=None,
 ):  # fmt: skip
     trellis, target = make_trellis(states), np.ascontiguousarray(plane.T)
     levels = np.zeros(target.shape, np.int32)
     search_band(
         target, upper, matrix, height, width, row_codes, column_codes, np.zeros((1, 1), np.int16), 62, CLASSES, row_steps, column_steps,
         rate, LOW, shift, labelling,
-        trellis.next_state, trellis.predecessors, memory.labels, memory.trust, memory.floor, levels,
+        trellis.next_state, trellis.predecessors, memory.labels, memory.trust, memory.floor, np.ones(plane.shape[1], np.float32) if worths is None else worths, levels,
     )  # fmt: skip
     return levels.T, target.T
 
@@ -143,11 +144,11 @@ def random_band(seed: int, rows: int, columns: int, coupled: bool, dead: bool = 
     return plane, triangle(rng, columns), matrix, row_codes, column_codes, *steps
 
 
-def check_band(arguments, height, width, shift, labelling, states, lagrangian=0.3, memory=NO_MEMORY):
+def check_band(arguments, height, width, shift, labelling, states, lagrangian=0.3, memory=NO_MEMORY, worths=None):
     plane, upper, matrix, *others = arguments
     rest = (height, width, *others, BITS * np.float32(lagrangian), shift, labelling, states)
-    found, replaced = search(plane, upper, matrix, *rest, memory)
-    expected, target = plain_band(plane, upper, matrix, *rest, memory)
+    found, replaced = search(plane, upper, matrix, *rest, memory, worths)
+    expected, target = plain_band(plane, upper, matrix, *rest, memory, worths)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(replaced, target, atol=1e-4)
     return found
@@ -183,6 +184,15 @@ def test_blocks_of_columns(columns, states, coupled):
 def test_bypass_bits(states, coupled):
     plane, *others = random_band(3, 6, 5, coupled)
     check_band((50 * plane, *others), 6, 5, 4, 0, states)
+
+
+@pytest.mark.parametrize("coupled", [False, True], ids=["columns", "both"])
+@pytest.mark.parametrize("states, labelling", [(1, 0), (4, 1), (8, 0)])
+def test_errors_of_columns_may_count_more_or_less(states, labelling, coupled):
+    worths = np.exp2(np.random.default_rng(0).uniform(-4, 4, 6)).astype(np.float32)
+    arguments = random_band(4, 9, 6, coupled)
+    changed = check_band(arguments, 5, 4, 0, labelling, states, worths=worths)
+    assert (changed != check_band(arguments, 5, 4, 0, labelling, states)).any()
 
 
 def test_nothing_is_coded_in_dead_planes():

@@ -13,16 +13,20 @@ squared error of the weights themselves rises.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import log, log10
+from unittest import mock
 
 import numpy as np
 import torch
 from tables import Bound, Column, Table, finish, make_parser, note
 
+from nnc import sensitivity
 from nnc.calibration.statistics import TensorStatistics
 from nnc.encoder import encode_calibrated
 from nnc.entropy.explicit import ModelBank
+from nnc.quantize.steps import StepCodes
 from nnc.rdo import Search
 from nnc.sensitivity import Sensitivity, measure_sensitivity
 
@@ -81,10 +85,15 @@ def know(rows: int, moment: np.ndarray) -> Sensitivity:
     return measure_sensitivity(statistics, DAMPING)
 
 
-def with_equal_steps(known: Sensitivity, fed: bool) -> Sensitivity:
+def without_feedback(known: Sensitivity) -> Sensitivity:
+    """All steps the same, as nothing is known."""
     n = len(known.columns)
-    upper = known.upper if fed else np.empty((n, 0), np.float32)
-    return Sensitivity(np.ones(len(known.rows)), np.ones(n), known.down, upper, known.transposed, known.statistics)
+    return Sensitivity(np.ones(len(known.rows)), np.ones(n), known.down, np.empty((n, 0), np.float32), known.transposed, known.statistics)
+
+
+def choose_even(octaves: np.ndarray, weights: int) -> tuple[StepCodes, float]:
+    """All steps the same, in place of those that `octaves` ask for."""
+    return StepCodes.even(len(octaves)), float(np.mean(octaves))
 
 
 def encode(weights: torch.Tensor, known: Sensitivity, factor: float, states: int) -> Point:
@@ -113,9 +122,10 @@ def measure_correlated(inputs: int) -> tuple[Table, list[Bound]]:
         for name, height, states, bound in CODERS:
             note(f"correlated {rate:g} bits, {name}, {height} rows, {states} states")
             known = know(height, moment)
-            if name in ("no feedback", "equal steps"):
-                known = with_equal_steps(known, name == "equal steps")
-            got = encode_at(make_weights(height, inputs), known, rate, states)
+            even = mock.patch.object(sensitivity, "choose_codes", choose_even) if name == "equal steps" else nullcontext()
+            known = without_feedback(known) if name == "no feedback" else known
+            with even:
+                got = encode_at(make_weights(height, inputs), known, rate, states)
             distance = got.above(limit)
             rows.append((name, height, states, got.bits, got.loss, distance, bound if rate == RATES[0] else None))
             if rate == RATES[0] and bound:
@@ -131,7 +141,9 @@ def measure_substitution(size: int) -> tuple[Table, list[Bound]]:
         known = know(size, make_decaying(size, decay))
         for step in STEPS:
             note(f"substitution {decay:g}, step {step:g}")
-            plain, fed = (encode(weights, with_equal_steps(known, fed), step, 8) for fed in (False, True))
+            plain = encode(weights, without_feedback(known), step, 8)
+            with mock.patch.object(sensitivity, "choose_codes", choose_even):
+                fed = encode(weights, known, step / 2.0**known.mean_octave, 8)
             full = encode(weights, known, step / 2.0**known.mean_octave, 8)
             gains = [plain.above(0) - other.above(0) for other in (fed, full)]
             rows.append((decay, step, plain.bits, fed.bits, gains[0], fed.error / plain.error, full.bits, gains[1],

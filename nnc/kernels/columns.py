@@ -15,10 +15,10 @@ _FAR = np.float32(1e30)
 
 
 @njit(cache=True, nogil=True)
-def _search_path(x, classes, n, rate, low, shift, labelling, pred, start, scratch, out, quantizers):
+def _search_path(x, classes, n, rate, low, shift, labelling, worth, pred, start, scratch, out, quantizers):
     """`search_column` with a trellis, for the first `n` weights."""
     cost, new, before, floors, branch, decisions = scratch
-    _price_branches(x, classes, n, rate, low, shift, labelling, floors, branch)
+    _price_branches(x, classes, n, rate, low, shift, labelling, worth, floors, branch)
     states = pred.shape[0]
     half = states // 2
     if states == 8:
@@ -138,12 +138,12 @@ def make_scratch(pred, rows):
 
 
 @njit(cache=True, nogil=True)
-def search_column(x, classes, rate, low, shift, labelling, pred, start, scratch, out, quantizers):
+def search_column(x, classes, rate, low, shift, labelling, worth, pred, start, scratch, out, quantizers):
     """Best levels for all weights of `x` from state `start` on; returns the last state.
 
-    scratch: of `make_scratch`; out: int32 (n,), the levels; quantizers: uint8 (n,), those of the levels, not touched if there is one state.  Other
+    worth: float32, what a squared error of one is worth in rate; scratch: of `make_scratch`; out: int32 (n,), the levels; quantizers: uint8 (n,), those of the levels, not touched if there is one state.  Other
     arguments as of `search_trellis`."""
     if pred.shape[0] > 1:
-        return _search_path(x, classes, len(x), rate, low, shift, labelling, pred, start, scratch, out, quantizers)
-    search_scalar(x, classes, rate, low, shift, out)
+        return _search_path(x, classes, len(x), rate, low, shift, labelling, worth, pred, start, scratch, out, quantizers)
+    search_scalar(x, classes, rate, low, shift, worth, out)
     return start

@@ -28,7 +28,7 @@ _FAR = np.float32(1e30)
 
 
 @njit(cache=True, nogil=True)
-def _search_survivors(x, classes, first, last, rate, low, shift, labelling, pred, start, matrix, survivors, out, wrong):
+def _search_survivors(x, classes, first, last, rate, low, shift, labelling, worth, pred, start, matrix, survivors, out, wrong):
     """Best path through the rows first..last of a column whose errors feed into the rows below; returns its last state.
 
     x: float32 (rows,), all of the column.  classes: uint8 (rows,), 0 where a weight is not coded.  matrix: float32 (rows, rows), what
@@ -71,7 +71,7 @@ def _search_survivors(x, classes, first, last, rate, low, shift, labelling, pred
                 for candidate in (k, k + 1, np.int64(0)):
                     d = v - np.float32(candidate)
                     table = c + (1 if shift > 0 else 0)
-                    a = d * d + rate[table, min(max((candidate >> shift) - low, 0), last_column)]
+                    a = d * d * worth + rate[table, min(max((candidate >> shift) - low, 0), last_column)]
                     if a < best:
                         best = a
                         level[0, 0] = candidate
@@ -87,8 +87,8 @@ def _search_survivors(x, classes, first, last, rate, low, shift, labelling, pred
                 k1 = -k1
                 sign = np.float32(-1)
             table = c + (q if shift == 0 else 1)
-            a = d * d + rate[table, min(max((k >> shift) - low, 0), last_column)]
-            b = e * e + rate[table, min(max((k1 >> shift) - low, 0), last_column)]
+            a = d * d * worth + rate[table, min(max((k >> shift) - low, 0), last_column)]
+            b = e * e * worth + rate[table, min(max((k1 >> shift) - low, 0), last_column)]
             odd = k & 1
             branch[s, odd] = a
             level[s, odd] = k
@@ -161,6 +161,7 @@ def search_band(
     labels,
     trust,
     floor,
+    worths,
     levels,
 ):
     """Levels of a plane or of a band of its rows, columns in order with feedback of their errors.
@@ -170,7 +171,7 @@ def search_band(
     feedback down a column as of `_search_survivors`, or (rows, 0) without.  height, width: of a CTU, in each of which the trellis
     starts anew.  row_codes, column_codes: int16 as for the decoder; cells, cut: as of `gather_tile`.  row_steps, column_steps: float32.
     rate and the following: as of `search_trellis`.  labels, trust, floor: memories as of `add_memories`, or (0,) without; the residuals
-    are then what is quantized.  levels: int32 (columns, rows), zero where a weight is not coded.
+    are then what is quantized.  worths: float32 (columns,), what a squared error of one, in steps, is worth in rate.  levels: int32 (columns, rows), zero where a weight is not coded.
     """
     columns, rows = target.shape
     states = next_state.shape[0]
@@ -226,7 +227,7 @@ def search_band(
                 if least > DEAD and not coupled:  # nothing is left out
                     _limit(own[top:bottom], np.int16(classes), c[top:bottom])
                     state[band] = search_column(
-                        x[top:bottom], c[top:bottom], rate, low, shift, labelling, pred, state[band], scratch,
+                        x[top:bottom], c[top:bottom], rate, low, shift, labelling, worths[j], pred, state[band], scratch,
                         found[top:bottom], quantizers[top:bottom],
                     )  # fmt: skip
                     _leave_errors(
@@ -244,7 +245,7 @@ def search_band(
                         n += 1
                 if coupled:
                     end = _search_survivors(
-                        x, c, top, bottom, rate, low, shift, labelling, pred, state[band], matrix, survivors, found, wrong
+                        x, c, top, bottom, rate, low, shift, labelling, worths[j], pred, state[band], matrix, survivors, found, wrong
                     )
                     for i in range(top, bottom):
                         row, below = matrix[i, bottom:], x[bottom:]
@@ -255,7 +256,7 @@ def search_band(
                         x[top + p] = x[where[p]]
                         c[top + p] = c[where[p]]
                     end = search_column(
-                        x[top : top + n], c[top : top + n], rate, low, shift, labelling, pred, state[band], scratch,
+                        x[top : top + n], c[top : top + n], rate, low, shift, labelling, worths[j], pred, state[band], scratch,
                         found[top : top + n], quantizers[top : top + n],
                     )  # fmt: skip
                     for p in range(n - 1, -1, -1):

@@ -38,9 +38,9 @@ def _bracket(x, q, labelling):
 
 
 @njit(cache=True, nogil=True)
-def _price_branches(x, classes, n, rate, low, shift, labelling, floors, branch):
+def _price_branches(x, classes, n, rate, low, shift, labelling, worth, floors, branch):
     """Costs of the two neighbours of every weight in either quantizer: branch float32 (4, n), 2 * quantizer + parity of the level; floors
-    int32 (2, n), the lower of the levels as of `_bracket`."""
+    int32 (2, n), the lower of the levels as of `_bracket`; worth: float32, what a squared error of one is worth in rate."""
     last_column = rate.shape[1] - 1
     for q in range(2):
         floor, even, odd = floors[q], branch[2 * q], branch[2 * q + 1]
@@ -48,8 +48,8 @@ def _price_branches(x, classes, n, rate, low, shift, labelling, floors, branch):
             k, d, gap = _bracket(x[i], q, labelling)
             e = gap - d
             floor[i] = k
-            even[i] = d * d
-            odd[i] = e * e
+            even[i] = d * d * worth
+            odd[i] = e * e * worth
         for i in range(n):
             k = np.int64(floor[i])
             k1 = k + 1
@@ -78,7 +78,7 @@ def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
     half = states // 2
     words = (states + 31) // 32
     floors, priced = np.empty((2, n), np.int32), np.empty((4, n), np.float32)
-    _price_branches(x, classes, n, rate, low, shift, labelling, floors, priced)
+    _price_branches(x, classes, n, rate, low, shift, labelling, np.float32(1), floors, priced)
     run = (n + LANES - 1) // LANES
     cost = np.zeros((states, LANES), np.float32)
     new = np.zeros((states, LANES), np.float32)
@@ -145,9 +145,9 @@ def search_trellis(x, classes, rate, low, shift, labelling, pred, warm, out):
 
 
 @njit(cache=True, nogil=True)
-def search_scalar(x, classes, rate, low, shift, out):
+def search_scalar(x, classes, rate, low, shift, worth, out):
     """Rate-distortion optimal levels of the uniform quantizer (one state): the two neighbours of `x` and zero. Arguments as
-    above.
+    above; worth: float32, what a squared error of one is worth in rate.
     """
     last_column = rate.shape[1] - 1
     for i in range(x.shape[0]):
@@ -157,9 +157,9 @@ def search_scalar(x, classes, rate, low, shift, out):
         table = 2 * np.int64(classes[i]) + (1 if shift > 0 else 0)
         of_table = rate[table]
         d, e = v - np.float32(k), v - np.float32(k + 1)
-        a = d * d + of_table[min(max((k >> shift) - low, 0), last_column)]
-        b = e * e + of_table[min(max(((k + 1) >> shift) - low, 0), last_column)]
-        z = v * v + of_table[min(max(-low, 0), last_column)]
+        a = d * d * worth + of_table[min(max((k >> shift) - low, 0), last_column)]
+        b = e * e * worth + of_table[min(max(((k + 1) >> shift) - low, 0), last_column)]
+        z = v * v * worth + of_table[min(max(-low, 0), last_column)]
         k = k + 1 if b < a else k  # not jumps: nobody can foretell them
         a = b if b < a else a
         out[i] = 0 if z < a else k
