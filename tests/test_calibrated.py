@@ -17,10 +17,11 @@ import nnc
 from nnc.errors import InsufficientData, InvalidArgument
 from nnc.evaluation import Reference, Task, classification, evaluate, predict_losses
 from nnc.evaluation.matching import match_statistics, weights_of
+from nnc.evaluation.task import Batches
 from nnc.sources import make_inputs
 from nnc.sources.calls import find_kind
 from nnc.sources.generation import _stepper, write_text
-from nnc.sources.inputs import count_samples
+from nnc.sources.inputs import Draft, count_samples, divide_inputs
 from nnc.sources.inversion import bend_inputs, divergence
 from nnc.sources.noise import _noise, draw_noise, find_shape
 
@@ -138,7 +139,7 @@ def test_arrays_files_and_tensors_are_one_source(tmp_path):
     for data in (tmp_path / "x.npy", str(tmp_path / "x.npz"), tmp_path / "odd.npz", torch.from_numpy(x)):
         found = nnc.calibrate(dense(), data)
         assert np.array_equal(found.tensors["0.weight"].columns, reference.tensors["0.weight"].columns)
-    assert reference.predictions == 32, "the second batch is held back"
+    assert reference.predictions == 35, "an eighth of each batch is held back"
 
 
 def test_images_are_arranged_and_scaled(tmp_path):
@@ -146,7 +147,7 @@ def test_images_are_arranged_and_scaled(tmp_path):
     np.savez(tmp_path / "i.npz", images=images)
     inputs = make_inputs(convolutions(), tmp_path / "i.npz", options={"batch": "10", "mean": "0.5", "std": "0.25,0.5,1"})
     (x,) = next(iter(inputs.calibration.batches()))
-    assert x.shape == (10, 3, 8, 8) and inputs.kind == "logits" and inputs.samples == 10 and "shape (10, 4)" in inputs.notes[0]
+    assert x.shape == (9, 3, 8, 8) and inputs.kind == "logits" and inputs.samples == 18 and "shape (10, 4)" in inputs.notes[0]
     assert float(x[:, 0].amin()) == pytest.approx(-2, abs=0.05) and float(x[:, 2].amin()) == pytest.approx(-0.5, abs=0.05)
 
 
@@ -169,7 +170,7 @@ def test_text_for_a_language_model(causal, tmp_path):
     same = nnc.calibrate(causal, tmp_path / "t.txt", samples=8)
     assert np.array_equal(found.tensors["lm_head.weight"].rows, same.tensors["lm_head.weight"].rows)
     inputs = make_inputs(nnc_network(causal), tmp_path / "t.txt", folder=causal)
-    assert next(iter(inputs.calibration.batches()))[0].shape == (8, 16), "the whole context"
+    assert next(iter(inputs.calibration.batches()))[0].shape == (7, 16), "the whole context"
 
 
 @pytest.mark.slow
@@ -208,10 +209,10 @@ def test_iterables_of_batches():
         torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(40)), batch_size=10),
     ):
         found = nnc.calibrate(network, data)
-        assert found.predictions == 30 and (found.tensors.keys() == reference.tensors.keys())
+        assert found.predictions == 36 and (found.tensors.keys() == reference.tensors.keys())
     inputs = make_inputs(network, labelled)
     assert "the last entry of each batch was left out as labels" in inputs.notes
-    assert make_inputs(network, iter(batches), samples=25).samples == 20
+    assert make_inputs(network, iter(batches), samples=25).samples == 23
 
 
 def test_mappings_are_keyword_arguments(causal):
@@ -225,9 +226,9 @@ def test_mappings_are_keyword_arguments(causal):
 def test_tasks_and_functions(tmp_path):
     task = classification(rows(), np.zeros(40, np.int64), batch=10)
     inputs = make_inputs(dense(), task)
-    assert inputs.kind == "logits" and inputs.samples == 30 and len(inputs.held_back.batches()) == 1
+    assert inputs.kind == "logits" and inputs.samples == 36 and len(inputs.held_back.batches()) == 4
     np.savez(tmp_path / "x.npz", x=rows())
-    assert make_inputs(dense(), tmp_path / "x.npz", task="classification", options={"batch": 20}).samples == 20
+    assert make_inputs(dense(), tmp_path / "x.npz", task="classification", options={"batch": 20}).samples == 36
     (tmp_path / "mine.py").write_text("import torch\ndef data(n='3'):\n    return [torch.ones(4, 6)] * int(n)\n")
     assert make_inputs(dense(), f"{tmp_path / 'mine.py'}:data", options={"n": "5"}).samples == 16
 
@@ -235,8 +236,8 @@ def test_tasks_and_functions(tmp_path):
 def test_samples_of_every_class_are_held_back():
     """Files are often sorted by class."""
     x = np.repeat(np.arange(8.0, dtype=np.float32), 32)[:, None] * np.ones((1, 6), np.float32)
-    (held,) = next(iter(make_inputs(dense(), x).held_back.batches()))
-    assert len(held[:, 0].unique()) > 3
+    held = torch.cat([held for (held,) in make_inputs(dense(), x).held_back.batches()])
+    assert len(held[:, 0].unique()) == 8
 
 
 # --------------------------------------------------------------------------------------------------------------- kinds
@@ -364,11 +365,31 @@ def test_noise_without_normalisation_and_with_a_shape():
 def test_what_is_held_back():
     x = torch.from_numpy(rows())
     many = make_inputs(dense(), [x[i : i + 1] for i in range(40)])
-    assert many.samples == 35 and len(many.held_back.batches()) == 5
+    assert many.samples == 35 and torch.equal(torch.cat([held for (held,) in many.held_back.batches()]), x[7::8])
+    two = make_inputs(dense(), [x[:3], x[3:5]])
+    assert two.samples == 3 and torch.equal(two.held_back.batches()[0][0], x[3:5])
     one = make_inputs(dense(), [x])
-    assert one.samples == 35 and torch.equal(next(iter(one.held_back.batches()))[0], x[35:])
+    assert one.samples == 35 and torch.equal(next(iter(one.held_back.batches()))[0], x[7::8])
+    few = make_inputs(dense(), [x[:3]])
+    assert few.samples == 2 and torch.equal(few.held_back.batches()[0][0], x[2:3])
     single = make_inputs(dense(), [x[:1]])
     assert single.samples == 1 and single.held_back is None
+
+
+@pytest.mark.parametrize("count, size", [(1, 40), (2, 20), (2, 9), (7, 7), (8, 5), (9, 1), (17, 3), (40, 1)])
+def test_every_sample_is_in_one_part(count, size):
+    """Of batches that are made when they are needed, and of a list of the same."""
+    made = Batches(count, lambda index: (torch.arange(index * size, (index + 1) * size).float()[:, None],))
+    short = Batches(count + 1, lambda index: made.make(index) if index < count else (torch.full((1, 1), 1e4),))
+    for batches in (made, short) if size >= 8 else (made,):
+        parts = []
+        for source in (batches, list(batches)):
+            inputs = divide_inputs(Draft("x", source), "values", lambda network: network, ())
+            parts += [torch.cat([x for (x,) in part.batches()]).flatten() for part in (inputs.calibration, inputs.held_back)]
+            assert inputs.samples == len(parts[-2])
+        assert torch.equal(parts[0], parts[2]) and torch.equal(parts[1], parts[3])
+        both = torch.cat(parts[:2]).sort().values
+        assert torch.equal(both, torch.cat([x for (x,) in batches]).flatten().sort().values) and parts[1].numel()
 
 
 def test_one_sample_calibrates_without_a_measurement(tmp_path):
@@ -426,7 +447,7 @@ def test_compress_writes_and_reads_statistics(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
     assert first.measured == second.measured and third.measured is None and third.loss == first.loss
-    assert (first.kind, first.samples, first.data, third.data) == ("logits", 32, "data", "statistics")
+    assert (first.kind, first.samples, first.data, third.data) == ("logits", 35, "data", "statistics")
 
 
 def test_the_measured_divergence_is_that_of_the_file(tmp_path):

@@ -1,7 +1,8 @@
 """Inputs for a network in two parts: one to calibrate with, one held back to measure with.
 
-The part held back is the last eighth of the batches, one at least; of a single batch it is the last eighth of the samples.  A single
-sample cannot be divided: then nothing is held back, and there is no measurement.
+The part held back is every eighth sample of a batch; of batches of fewer samples it is every eighth batch, one at least.  So it is like
+the other part also where the data change on the way.  A single sample cannot be divided: then nothing is held back, and there is
+no measurement.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nnc.evaluation.task import Batches, Task
@@ -78,13 +80,13 @@ def count_samples(batch: Any) -> int:
     return next((count_samples(entry) for entry in entries if isinstance(entry, (Tensor, Mapping, tuple, list))), 1)
 
 
-def take_samples(batch: Any, start: int, stop: int) -> Any:
-    """Those samples of a batch: of every tensor whose first axis is as long as that of the first one."""
+def take_samples(batch: Any, which: slice | Tensor) -> Any:
+    """Those samples of a batch, by a slice or a mask: of every tensor whose first axis is as long as that of the first one."""
     count = count_samples(batch)
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value[start:stop] if value.ndim and len(value) == count else value
+            return value[which] if value.ndim and len(value) == count else value
         if isinstance(value, Mapping):
             return {key: cut(entry) for key, entry in value.items()}
         return type(value)(map(cut, value)) if type(value) in (tuple, list) else value
@@ -101,20 +103,33 @@ def limit_samples(batches: Batches | list[tuple], most: int | None) -> Batches |
         room = most - sum(map(count_samples, kept))
         if room <= 0:
             break
-        kept.append(batch if count_samples(batch) <= room else take_samples(batch, 0, room))
+        kept.append(batch if count_samples(batch) <= room else take_samples(batch, slice(0, room)))
     return kept
 
 
 def _divide(batches: Batches | list[tuple]) -> tuple[Batches | list[tuple], Batches | list[tuple] | None]:
     count = len(batches)
-    if count > 1:
-        held = max(1, count // SHARE)
+    samples = count_samples(next(iter(batches)))
+    if samples >= SHARE:
         if isinstance(batches, Batches):
-            return Batches(count - held, batches.make), Batches(held, lambda index: batches.make(count - held + index))
-        return batches[: count - held], batches[count - held :]
+            full = count - (count_samples(batches.make(count - 1)) < SHARE)  # the last one may be short
+            return Batches(count, lambda index: _others(batches.make(index))), Batches(full, lambda index: _held(batches.make(index)))
+        return list(map(_others, batches)), [_held(batch) for batch in batches if count_samples(batch) >= SHARE]
+    if count > 1:
+        part = min(SHARE, count)
+        if isinstance(batches, Batches):
+            make, held = batches.make, count // part
+            return Batches(count - held, lambda index: make(index + min(index // (part - 1), held))), Batches(held, lambda index: make(index * part + part - 1))
+        return [batch for index, batch in enumerate(batches) if index % part < part - 1], batches[part - 1 :: part]
     only = next(iter(batches))
-    samples = count_samples(only)
     if samples < 2:
         return [only], None
-    held = max(1, samples // SHARE)
-    return [take_samples(only, 0, samples - held)], [take_samples(only, samples - held, samples)]
+    return [take_samples(only, slice(0, samples - 1))], [take_samples(only, slice(samples - 1, samples))]
+
+
+def _held(batch: Any) -> Any:
+    return take_samples(batch, slice(SHARE - 1, None, SHARE))
+
+
+def _others(batch: Any) -> Any:
+    return take_samples(batch, torch.arange(count_samples(batch)) % SHARE != SHARE - 1)

@@ -61,7 +61,7 @@ def _batches_draft(data: Iterable, network: nn.Module, most: int, name: str) -> 
             notes.append(note)
         room = most - count
         count += count_samples(batch)
-        batches.append(batch if count <= most else take_samples(batch, 0, room))
+        batches.append(batch if count <= most else take_samples(batch, slice(0, room)))
         if count >= most:
             break
     return Draft(name, batches, notes=tuple(notes))
