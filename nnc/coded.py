@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
 import numpy as np
 import torch
 
+from .centres import read_memories
 from .coder import checksum, gather_words, lay_state
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
@@ -30,7 +31,7 @@ from .levels import LearnedLevels, find_place
 from .partition.grid import Grid
 from .partition.planes import plane_shape
 from .partition.tree import CELL_BITS
-from .prediction.memory import MemoryCodes, read_memory
+from .prediction.memory import CentreCodes, MemoryCodes
 from .prediction.reference import CERTAIN, predict
 from .quantize.logarithm import rebuild_powers
 from .quantize.steps import StepCodes, rebuild_steps
@@ -74,7 +75,7 @@ class CodedTensor:
     row_steps: np.ndarray
     column_steps: np.ndarray
     confidence: np.ndarray | None
-    memory: MemoryCodes | None
+    memory: MemoryCodes | CentreCodes | None
     cells: np.ndarray | None
     parts: tuple[bytes, bytes]
     sums: np.ndarray
@@ -236,7 +237,9 @@ class CodedTensor:
         coding = self.coding
         if self.memory:
             across = slice(band.left, band.right)
-            memory = MemoryCodes(self.memory.limit, self.memory.labels[across], self.memory.confidence[across])
+            memory = replace(self.memory, labels=self.memory.labels[across], confidence=self.memory.confidence[across])
+            if isinstance(memory, CentreCodes):
+                memory = replace(memory, centres=memory.centres[:, band.top : band.bottom])
             turned = memory.add(plane, band.tiles)
             plane = turned if coding.transposed else np.ascontiguousarray(turned.T)
         elif coding.transposed:
@@ -302,7 +305,7 @@ def read_side(record: Record, side: bytes, bank: ModelBank, matrices: Matrices, 
 def parts_length(record: Record) -> int:
     """Bytes of a tensor that belong to tools: trees, outliers, codebooks."""
     tools = record.coding.tools
-    return sum(tool.length for tool in (tools.tree, tools.outliers, tools.codebook) if tool)
+    return sum(tool.length for tool in (tools.memory, tools.tree, tools.outliers, tools.codebook) if tool)
 
 
 def with_latents(
@@ -313,11 +316,12 @@ def with_latents(
     grid = coding.grid(record.shape)
     if coding.prediction and not ((-CERTAIN <= latents.confidence) & (latents.confidence <= 0)).all():
         raise Corruption(f"tensor {record.name!r}: a confidence is outside 0..1: the file is damaged")
-    memory = read_memory(coding.tools.memory.limit, latents.labels, latents.trust) if coding.tools.memory else None
-    cells, place = None, 0
+    place = coding.tools.memory.length if coding.tools.memory else 0
+    of_centres, cells = parts[:place], None
     if coding.tools.tree:
-        place = coding.tools.tree.length
-        cells = kernel_codes(decode_trees(parts[:place], coding.tools.tree.model, grid).T)
+        of_tree = parts[place : place + coding.tools.tree.length]
+        place += len(of_tree)
+        cells = kernel_codes(decode_trees(of_tree, coding.tools.tree.model, grid).T)
     of_tools = []
     for tool in (coding.tools.outliers, coding.tools.codebook):
         length = tool.length if tool else 0
@@ -329,6 +333,7 @@ def with_latents(
     if coding.tools.codebook:
         rows = kernel_codes(latents.rows, coding.base)  # a row of larger steps has as many centroids as any other
     sides = rows, columns, row_steps, column_steps
+    memory = read_memories(record, latents, bank, row_steps, of_centres) if coding.tools.memory else None
     return CodedTensor(record, bank, matrices, grid, *sides, latents.confidence, memory, cells, tuple(of_tools), sums)
 
 

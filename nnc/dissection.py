@@ -99,7 +99,8 @@ def _dissect(stored: Stored, name: str) -> Partition:
     rows = kernel_codes(latents.rows, coding.base - latents.row_steps.index)
     columns = kernel_codes(latents.columns, -latents.column_steps.index)
     tree = coding.tools.tree
-    trees = read_trees(stored.parts[: tree.length], tree.model, grid) if tree else None
+    before = coding.tools.memory.length if coding.tools.memory else 0
+    trees = read_trees(stored.parts[before : before + tree.length], tree.model, grid) if tree else None
     cells, cut = (np.zeros((1, 1), np.int16), 62) if trees is None else (kernel_codes(trees.field), CELL_BITS)
     shape = cell_shape(grid.rows, grid.columns)
     bits, indices, coded = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)

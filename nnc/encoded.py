@@ -12,7 +12,7 @@ import torch
 from .bases import Basis
 from .latents import Latents
 from .outliers import Outliers
-from .prediction.memory import MemoryCodes
+from .prediction.memory import CentreCodes, MemoryCodes
 from .unit import Record
 
 
@@ -30,12 +30,12 @@ class Predicted:
 @dataclass(frozen=True, eq=False)
 class Layout:
     """What is done to the plane of a tensor before it is coded.  basis: of its columns; memory: foretells columns, of the transposed plane if
-    `transposed`; strips: whether a row of the tensor shall lie in one CTU, so that it can be read alone."""
+    `transposed`; strips: weights of a CTU if a row of the tensor shall lie in one of them, so that it can be read alone, else 0."""
 
     basis: Basis | None = None
-    memory: MemoryCodes | None = None
+    memory: MemoryCodes | CentreCodes | None = None
     transposed: bool = False
-    strips: bool = False
+    strips: int = 0
 
     def coefficients(self, plane: np.ndarray) -> np.ndarray:
         """In the basis, not transposed."""

@@ -23,10 +23,11 @@ from .kernels.planes import error_and_energy
 from .kernels.words import encode_tile, push_tile, rebuild_tile
 from .latent_choice import choose_codes
 from .latents import Latents
-from .memories import refit_memory
+from .memories import refit_centres, refit_memory
 from .packing import may_join, pack_tensor
 from .partition.grid import choose_grid, choose_strips
 from .partition.planes import choose_split, plane_shape
+from .prediction.memory import CentreCodes
 from .quantize.logarithm import rebuild_powers
 from .quantize.steps import UNITS, StepCodes, rebuild_steps
 from .quantize.trellis import LABELLINGS, make_trellis
@@ -53,7 +54,7 @@ from .sensitivity import (
 )
 from .splitting import Task, choose_trees, deviates, place, skipped_cells
 from .substitution import FrozenCodec, measure_loss, substitute
-from .tools import Memory, Tools, Transform, Tree
+from .tools import Centres, Memory, Tools, Transform, Tree
 from .unit import Coding, Record
 
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
@@ -159,6 +160,9 @@ def _refit_memory(job: Job, search: Search, pool: Executor | None) -> tuple[Job,
     """The job with a memory for its steps, and the bits that it is reckoned to save; steps that follow scales are taken for equal ones."""
     rows, columns = job.steps or (StepCodes.even(len(job.plane)), StepCodes.even(job.plane.shape[1]))
     row_steps, column_steps = rebuild_steps(rows, job.grid_step), rebuild_steps(columns, 1.0)
+    if isinstance(job.layout.memory, CentreCodes):
+        centres, saved = refit_centres(job.layout.memory, job.plane, row_steps, column_steps, search)
+        return replace(job, layout=replace(job.layout, memory=centres.codes), centres=centres), saved
     part = make_trellis(search.states).spacing ** 2 / 12
     memory, saved = refit_memory(job.layout.memory, job.plane, row_steps, column_steps, part, pool.map if pool else map)
     return replace(job, layout=replace(job.layout, memory=memory)), saved
@@ -175,7 +179,7 @@ def encode_plane(
 ) -> EncodedTensor | None:
     """Code a plane of any tensor; powers: of its relative plane.  None if the step is too fine for its largest weight."""
     trellis = make_trellis(search.states)
-    plane, grid_step = job.plane if job.target is None else job.target, job.grid_step
+    plane, grid_step = job.wanted, job.grid_step
     scales = fit_scales(powers, trellis.spacing * grid_step, job.follow, job.steps)
     row_steps, column_steps = scales.row_steps(grid_step), scales.column_steps()
     smallest, largest = column_steps.min(), column_steps.max()
@@ -185,16 +189,16 @@ def encode_plane(
         or not (powers.peaks / FINEST < scales.grid_steps(grid_step)).all()
     ):
         return None
-    memory = job.layout.memory
-    closed = job.fed or memory is not None  # columns depend on those before
-    if job.layout.strips:
-        grid = choose_strips(*plane.shape, job.transposed)
+    memory, walk = job.layout.memory, job.walk
+    closed = job.fed or walk is not None  # columns depend on those before
+    if job.layout.strips and not walk:
+        grid = choose_strips(*plane.shape, job.transposed, job.layout.strips)
     else:
-        grid = choose_grid(*plane.shape, *((MEMORY_AREA,) if memory else ()))
+        grid = choose_grid(*plane.shape, *((MEMORY_AREA,) if walk else ()))
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
     model, offset = first_model(bank), 0
-    split = search.trees and deviates(memory.residual(plane) if memory else plane, scales, grid_step)
+    split = search.trees and deviates(walk.residual(plane) if walk else plane, scales, grid_step)
     passes = search.passes + job.fed  # the weights that feedback leaves are wider than those given
     number, final = 0, False
     while not final:
@@ -214,7 +218,7 @@ def encode_plane(
         else:
             fed = job.sensitivity if job.fed else None
             keep = split or job.fed or job.price is not None
-            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, memory, keep, job.worths)
+            levels, replaced = find_levels_with_feedback(plane, grid, scales, grid_step, bits, search, fed, run, walk, keep, job.worths)
             if job.price is not None and final:
                 codec = FrozenCodec(grid, scales, grid_step, bits, search, run)
                 found = measure_loss(plane, job.statistics, DAMPING)
@@ -270,10 +274,12 @@ def encode_plane(
         job.predicted.confidence if job.predicted else None,
         *((memory.labels, memory.confidence) if memory else ()),
     )
-    tree, parts = None, b""
+    centres, tree, parts = None, None, b""
+    if job.centres:
+        centres, parts = job.centres.write(scales, level_bits(bank, model), tables, search.states)
     if scales.trees:
-        tree_model, parts = encode_trees(scales.trees, grid)
-        tree = Tree(tree_model, len(parts))
+        tree_model, of_trees = encode_trees(scales.trees, grid)
+        tree, parts = Tree(tree_model, len(of_trees)), parts + of_trees
     plane = job.plane
     if search.labelling == LOGARITHMIC:
         values = rebuild_powers(values, job.step)
@@ -307,7 +313,7 @@ def encode_plane(
         Steps(NO_CODES, UNITS.value(0)),
         (),
         Prediction(Orders(*job.predicted.orders), NO_CODES) if job.predicted else None,
-        _name_tools(job, tree),
+        _name_tools(job, tree, centres),
     )
     parts += job.outliers.data if job.outliers else b""
     coding, data = pack_tensor(coding, tuple(tensor.shape), latents, parts, streams)
@@ -333,11 +339,12 @@ def encode_plane(
     return EncodedTensor(record, data, digests, content, error, energy, loss, reference, joint=joint)
 
 
-def _name_tools(job: Job, tree: Tree | None) -> Tools:
+def _name_tools(job: Job, tree: Tree | None, centres: Centres | None) -> Tools:
     """What a record says, without codes."""
     layout = job.layout
     transform = Transform(tuple((number, stride) for number, _, stride in layout.basis.steps)) if layout.basis else None
-    memory = Memory(layout.memory.limit, NO_CODES, NO_CODES) if layout.memory else None
+    limit = job.walk.limit if job.walk else 0
+    memory = Memory(limit, NO_CODES, NO_CODES, centres) if layout.memory else None
     return Tools(transform, memory, tree, job.outliers.record if job.outliers else None)
 
 

@@ -135,7 +135,7 @@ class Encoding:
         else:
             best = encode(plan.layout, plan.sensitivity)
             best = min(best, other, key=lambda encoded: encoded.cost(price)) if other else best
-        tools = self.asked.chosen_tools if not plan.layout.strips else set()  # these join rows
+        tools = set() if plan.layout.strips and self.asked.access == "rows" else self.asked.chosen_tools  # these join rows
         if tools & {"outliers", "codebook"}:
             base = predicted.plane if predicted else None
             plain = not plan.layout.basis and best.record.kind == "coded" and best.record.coding.tools == NO_TOOLS

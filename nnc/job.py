@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .calibration.statistics import TensorStatistics
+from .centre_choice import QuantizedCentres
 from .encoded import PLAIN, Layout, Outlying, Predicted
+from .prediction.memory import MemoryCodes
 from .quantize.steps import StepCodes, rebuild_steps
 from .sensitivity import Sensitivity
 
@@ -18,7 +20,7 @@ class Job:
     record says.  sensitivity: of a plane whose errors are fed back (if `feedback`), or whose loss is to be told; price: loss per bit, for
     a search by gradients; predicted: what the plane was reduced by; layout: in which it is; outliers: that were taken from it, only of a plain
     layout; target: what is quantized in place of the plane, None for that itself; worths: float32 (columns,), what squared errors of the columns
-    count, in steps^2, None if the same."""
+    count, in steps^2, None if the same; centres: those of the layout, as they are coded."""
 
     plane: np.ndarray
     split: int
@@ -34,10 +36,23 @@ class Job:
     outliers: Outlying | None = None
     target: np.ndarray | None = None
     worths: np.ndarray | None = None
+    centres: QuantizedCentres | None = None
 
     @property
     def transposed(self) -> bool:
         return self.layout.transposed or bool(self.steps and self.sensitivity and self.sensitivity.transposed)
+
+    @property
+    def walk(self) -> MemoryCodes | None:
+        """What foretells columns from those before, in a closed loop."""
+        return self.layout.memory if isinstance(self.layout.memory, MemoryCodes) else None
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """The plane that is quantized: what centres leave, or a target in its place."""
+        if self.centres:
+            return self.centres.codes.residual(self.plane)
+        return self.plane if self.target is None else self.target
 
     @property
     def fed(self) -> bool:

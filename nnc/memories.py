@@ -3,7 +3,8 @@
 Rows of embeddings that training hardly touched are nearly equal, neighbouring positions are alike: in a vocabulary of 512 that saves three
 bits per weight, in most other tensors nothing.  A cheap test on a sample of columns finds out which (the best squared cosine between
 columns, less what chance gives among so many), then candidates are run through a simulation of the closed loop: one memory
-that is the column before, one per tap, means of 1, 4, 16 or 64 clusters, along either axis.
+that is the column before, one per tap, means of 1, 4, 16 or 64 clusters, along either axis; and centres of 4 to 64 clusters that are coded beside
+the plane.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from math import log2
 
 import numpy as np
 
+from .centre_choice import QuantizedCentres, centre_bits, choose_finer, choose_grain, find_centres, mean_square, place, quantize_centres
 from .entropy.scales import code_bits
 from .kernels.memories import (
     balance,
@@ -25,7 +27,8 @@ from .kernels.memories import (
     unit_rows,
 )
 from .kernels.planes import column_powers, row_powers
-from .prediction.memory import CERTAIN, MOST, NO_FLOOR, MemoryCodes
+from .prediction.memory import CERTAIN, MOST, NO_FLOOR, CentreCodes, MemoryCodes
+from .rdo import Search
 
 WORTH = 0.02  # bits per weight that memories must save
 SURE, LARGE = 0.06, 1 << 16  # bits per weight, reckoned at the steps used, and weights, beyond which memories never failed to save some
@@ -33,7 +36,9 @@ PROMISE = 0.05  # and that the test on a sample must show, which takes the best 
 DISTORTION = 1 / 16  # of the mean square: what bits are reckoned at
 PROBED, ENTRIES = 128, 768  # columns that the test looks at, and entries of each
 FITTED = 1024  # columns that clusters are fitted to
+TRIED, LEARNED = 4096, 12288  # columns that tell what centres are worth, and that they are found on
 ROUNDS = 8
+FEW = 4  # centres that readers of single rows may be asked to read
 PATIENT = 1 << 20  # weights up to which it is tried whether one confidence for all columns, which costs no bits, saves more
 
 
@@ -41,32 +46,45 @@ PATIENT = 1 << 20  # weights up to which it is tried whether one confidence for 
 class ChosenMemory:
     """codes: for the columns of the plane, or if `transposed` of the transposed plane; saved: estimated bits."""
 
-    codes: MemoryCodes
+    codes: MemoryCodes | CentreCodes
     transposed: bool
     saved: float
 
 
 def choose_memory(
-    plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.ndarray] | None = None, run: Callable = map
+    plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.ndarray] | None = None, run: Callable = map, follow: bool = False,
+    only_few: bool = False,
 ) -> ChosenMemory | None:
     """For a float32 plane, whose rows hold groups of `taps`; steps: of its rows and columns, up to a factor, None if they are all equal; run:
-    `map` or that of a pool, over candidates.
+    `map` or that of a pool, over candidates; follow: whether the steps of rows will follow their scales, which rules centres out; only_few: only a few centres for
+    columns of the transposed plane, so that rows of a table can be read with few bytes.
 
     None if nothing pays."""
     best: ChosenMemory | None = None
-    for transposed in (True, False):
+    for transposed in (True,) if only_few else (True, False):
         columns = plane if transposed else plane.T  # a row of this is a column to be coded
         if min(columns.shape) < 8 or not _promising(columns, 1 if transposed else taps):
             continue
         columns = np.ascontiguousarray(columns)
         lag = 1 if transposed else taps
-        every = len(columns) // FITTED + 1
+        every, more = (len(columns) // most + 1 for most in (FITTED, TRIED))
         own = np.ones(len(columns)) if steps is None else steps[not transposed]
-        sampled = np.ascontiguousarray(columns[::every])
-        kinds = _kinds(len(sampled), lag)
-        tried = run(lambda kind: _simulate(sampled, own[::every], kind.labels(sampled), kind.limit)[1], kinds)
-        kind = max(zip(tried, kinds), key=lambda pair: pair[0])[1]
-        codes, saved = _simulate(columns, own, kind.labels(columns), kind.limit, run)
+        sampled, larger = (np.ascontiguousarray(columns[::part]) for part in (every, more))
+        kinds = find_kinds(len(sampled), lag, transposed or not follow)
+        kinds = [kind for kind in kinds if kind.coded and kind.number <= FEW] if only_few else kinds
+        if not kinds:
+            continue
+
+        def part_saved(kind: Kind) -> float:
+            if kind.coded:
+                return _try_centres(larger, own[::more], kind, more) / columns.size
+            return _simulate(sampled, own[::every], kind.labels(sampled), kind.limit)[1] / sampled.size
+
+        promise, kind = max(zip(run(part_saved, kinds), kinds), key=lambda pair: pair[0])
+        if kind.coded:
+            codes, saved = _place_centres(columns, own, kind), promise * columns.size
+        else:
+            codes, saved = _simulate(columns, own, kind.labels(columns), kind.limit, run)
         if saved > max(WORTH * plane.size, best.saved if best else 0):
             best = ChosenMemory(codes, transposed, saved)
     return best
@@ -110,11 +128,12 @@ def _promising(columns: np.ndarray, taps: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """A way to give columns to memories: the one before (number 0), `number` apart, or so many clusters."""
+class Kind:
+    """A way to give columns to memories: the one before (number 0), `number` apart, or so many clusters, whose centres may be `coded`."""
 
     number: int
     limit: int
+    coded: bool = False
 
     def labels(self, columns: np.ndarray) -> np.ndarray:
         """int16 (columns,), from 1."""
@@ -132,23 +151,60 @@ class _Kind:
         return labels + np.int16(1)
 
 
-def _kinds(columns: int, lag: int) -> list[_Kind]:
-    """What is tried."""
-    clusters = [_Kind(number, NO_FLOOR) for number in (1, 4, 16, 64) if number <= max(1, columns // 4)]
-    return [_Kind(0, 0)] + ([_Kind(lag, 0)] if 1 < lag <= MOST else []) + clusters
+def find_kinds(columns: int, lag: int, coded: bool) -> list[Kind]:
+    """What is tried; coded: also centres."""
+    clusters = [Kind(number, NO_FLOOR) for number in (1, 4, 16, 64) if number <= max(1, columns // 4)]
+    centres = [Kind(number, NO_FLOOR, True) for number in (4, 8, 16, 32, 64) if coded and number <= columns // 4]
+    return [Kind(0, 0)] + ([Kind(lag, 0)] if 1 < lag <= MOST else []) + clusters + centres
+
+
+def _try_centres(columns: np.ndarray, steps: np.ndarray, kind: Kind, every: int) -> float:
+    """Bits that centres save of all columns, reckoned on one of so many."""
+    columns, distortion, _ = _scaled(columns, steps)
+    if every == 1:
+        return _save(columns, distortion, find_centres(columns, kind.labels(columns), distortion), 1)
+    half = np.arange(len(columns)) % 2 == 0  # centres that are found on one half tell what they are worth on the other
+    first, second = np.ascontiguousarray(columns[half]), np.ascontiguousarray(columns[~half])
+    return 2 * every * _save(second, distortion[~half], find_centres(first, kind.labels(first), distortion[half]), 2 * every)
+
+
+def _save(columns: np.ndarray, distortion: np.ndarray, centres: np.ndarray, every: int) -> float:
+    """Bits that centres save on columns, one of so many, less their share of what the centres take."""
+    if len(centres) == 1:
+        return 0.0
+    found = place(columns, centres, distortion)
+    found = place(columns, centres, distortion, choose_grain(found, centres))
+    typical = float(np.exp(np.log(distortion).mean()))
+    finer = choose_finer(len(columns) * every, len(centres) - 1, mean_square(found.rest), typical)
+    side = code_bits(found.labels) + code_bits(found.confidence) + centre_bits(centres, finer, typical) / every
+    return _model_bits(columns, distortion) - _model_bits(found.rest, distortion) - side
+
+
+def _place_centres(columns: np.ndarray, steps: np.ndarray, kind: Kind) -> CentreCodes:
+    """Centres of a sample of the columns, and what they foretell of all."""
+    every = len(columns) // LEARNED + 1
+    part, distortion, scale = _scaled(np.ascontiguousarray(columns[::every]), steps[::every])
+    centres = find_centres(part, kind.labels(part), distortion, 5)
+    found = place(columns * scale, centres, np.full(len(columns), float(np.median(distortion))))
+    return CentreCodes(found.labels, found.confidence, centres / scale)
+
+
+def _scaled(columns: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns whose entries are equally large, for one that is always large takes bits for its scale alone; distortions; what they were multiplied by."""
+    n, m = columns.shape
+    of_entries, of_columns = np.empty(m), np.empty(n)
+    column_powers(columns, np.ones(n), of_entries)
+    scale = 1 / np.sqrt(np.maximum(of_entries, 1e-60)).astype(np.float32)
+    columns = columns * scale
+    row_powers(columns, np.ones(m), of_columns)
+    return columns, DISTORTION * steps**2 * np.median(of_columns / steps**2) + 1e-60, scale
 
 
 def _simulate(
     columns: np.ndarray, steps: np.ndarray, labels: np.ndarray, limit: int, run: Callable = map
 ) -> tuple[MemoryCodes, float]:
     """Codes with these labels, or better ones where a memory of another column fits better, and the bits that they save."""
-    n, m = columns.shape
-    of_entries, of_columns = np.empty(m), np.empty(n)
-    column_powers(columns, np.ones(n), of_entries)
-    scale = 1 / np.sqrt(np.maximum(of_entries, 1e-60)).astype(np.float32)
-    columns = columns * scale  # an entry that is always large takes bits for its scale alone
-    row_powers(columns, np.ones(m), of_columns)
-    distortion = DISTORTION * steps**2 * np.median(of_columns / steps**2) + 1e-60
+    columns, distortion, _ = _scaled(columns, steps)
     return _follow(columns, distortion, labels, limit, run, 1 if columns.size > PATIENT else 2)
 
 
@@ -161,6 +217,13 @@ def refit_memory(
     """
     columns = np.ascontiguousarray((plane / row_steps[:, None]).T)
     return _follow(columns, part * column_steps.astype(np.float64) ** 2, codes.labels, codes.limit, run)
+
+
+def refit_centres(
+    codes: CentreCodes, plane: np.ndarray, row_steps: np.ndarray, column_steps: np.ndarray, search: Search
+) -> tuple[QuantizedCentres, float]:
+    """The same for centres, which are quantized."""
+    return quantize_centres(codes, plane, row_steps, column_steps, search, _model_bits)
 
 
 def _follow(

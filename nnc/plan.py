@@ -37,6 +37,7 @@ from .workers import Workers
 
 NO_BASES = Bases()
 TABLE_ROWS = 4096
+STRIPS = {"tensor": 1 << 15, "rows": 1 << 14}  # weights of a CTU of a table, by how it will be read
 SMALL = 128  # tensors of at most this many weights are treated like vectors: their bits do not matter
 
 
@@ -176,7 +177,7 @@ def _survey(
         return key, Plan(spec, "exact")
     factor = rule.step_factor if rule else 1.0
     match_less = alignment is None or alignment.predicted(spec.name) is None
-    layout = Layout(bases.chosen.get(spec.name), strips=asked.access == "rows" and match_less and is_table(spec.shape))
+    layout = Layout(bases.chosen.get(spec.name), strips=STRIPS[asked.access] if match_less and is_table(spec.shape) else 0)
     original = _find_statistics(spec, plane.shape, statistics)
     found = layout.basis.statistics(original) if original and layout.basis else original
     sensitivity = _sensitivity(found, factor)
@@ -240,16 +241,18 @@ def _remember(
     pool: Executor | None,
 ) -> Remembered | None:
     """A layout with a memory that should pay.  original, found: statistics of the weights and of the plane, which is in the layout."""
-    if layout.strips or "memory" not in asked.chosen_tools or asked.substitution == "gradient":  # whose search knows no columns that depend on others
+    if "memory" not in asked.chosen_tools or asked.substitution == "gradient":  # whose search knows no columns that depend on others
         return None
+    only = layout.strips and asked.access == "rows"
     steps = None
     if sensitivity:
         steps = (sensitivity.columns, sensitivity.rows) if sensitivity.transposed else (sensitivity.rows, sensitivity.columns)
     taps = prod(spec.shape[2:])
     run = pool.map if pool else map
-    chosen = choose_memory(plane, taps, steps, run)
+    follow = asked.follow and not sensitivity
+    chosen = choose_memory(plane, taps, steps, run, follow, only)
     if layout.basis:  # a memory may serve better without it
-        other = choose_memory(layout.basis.plane(plane), taps, run=run)
+        other = choose_memory(layout.basis.plane(plane), taps, run=run, follow=follow, only_few=only)
         if other and other.saved > layout.basis.saved + (chosen.saved if chosen else 0.0):
             chosen, layout, found = other, replace(layout, basis=None), original
     if chosen is None:

@@ -8,7 +8,7 @@
 | tensor > plane | float32 (rows, columns), a view where possible; `split` says how | partition/planes.py |
 | plane - prediction | float32 (rows, columns) from the tensor of that name in a reference, or none | prediction/, alignment.py |
 | plane > coefficients | float32 (rows, columns), groups of columns in another basis | transform/, bases.py |
-| columns - memory | float32; each column less what those before foretell, in a closed loop | prediction/memory.py, memories.py |
+| columns - memory | float32; each column less what those before foretell, in a closed loop, or less a centre that is coded beside the plane | prediction/memory.py, centres.py, memories.py, centre_choice.py |
 | plane > CTU | tiles of a Grid in raster order; each is one stream, decodable alone | partition/grid.py |
 | CTU > CU | cells of 8 x 8 in a tree, int16 codes that are added to scale indices, or skipped | partition/tree.py, splitting/ |
 | CTU > weights | float32 (n,) in steps, down the columns; uint8 (n,) scale indices 1..36 | rdo.gather |
@@ -46,10 +46,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tools",),
     ("unit",),
     ("latents", "levels"),
+    ("centres",),
     ("coded", "directory", "encoded"),
     ("joined",),
     ("container", "decoder", "exact", "rdo", "sensitivity"),
-    ("packing", "latent_choice", "powers"),
+    ("packing", "latent_choice", "powers", "centre_choice"),
     ("feedback", "job", "learning", "memories", "pretrained_config", "splitting", "substitution"),
     ("encoder", "allocate", "reading"),
     ("vectors",),
@@ -90,6 +91,7 @@ DECODER = (
     "unit",
     "latents",
     "levels",
+    "centres",
     "coded",
     "joined",
     "directory",

@@ -12,6 +12,7 @@ import numpy as np
 
 from .codebooks import Codebook
 from .entropy.parametric import SHAPES
+from .entropy.scales import MOST
 from .entropy.trees import SPREADS, TreeModel
 from .errors import Corruption
 from .fields import MAX_BYTES, Codes, Lanes
@@ -22,6 +23,8 @@ from .registry import Table
 Matrices = tuple[np.ndarray, ...]  # of the directory, int8 (n, n) each
 MAX_STEPS = 3
 MAX_LIMIT = 15
+CENTRES = 16  # in place of a limit: columns are foretold by centres that are coded
+MAX_CENTRES, MAX_FINER = 64, 7
 LATENTS = Table("coding of latents", {0: "static", 1: "learned", 2: "joined"})
 
 
@@ -55,22 +58,59 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Centres:
+    """Columns that are coded beside the plane, to foretell its own: their number; finer: octaves by which their steps are below those of the rows;
+    code: scale code of all of them; length: bytes of their stream."""
+
+    number: int
+    finer: int
+    code: int
+    length: int
+
+    def write(self, out: Lanes) -> None:
+        out.tools.byte(self.number)
+        out.tools.byte(self.finer)
+        out.tools.byte(self.code + MOST)
+        out.lengths.varint(self.length)
+
+    @classmethod
+    def read(cls, data: Lanes, columns: int) -> Centres:
+        """Of a plane with so many columns: there are no more centres than these."""
+        number = data.tools.byte("number of centres", min(MAX_CENTRES, columns))
+        if number < 1:
+            raise Corruption("a prediction from no centres: the file is damaged")
+        finer, code = data.tools.byte("steps of centres", MAX_FINER), data.tools.byte("scale code of centres", 2 * MOST) - MOST
+        return cls(number, finer, code, data.lengths.varint("length of centres", MAX_BYTES))
+
+
+@dataclass(frozen=True)
 class Memory:
-    """Prediction of columns from those before: limit: a memory follows its newest column by at least 2^-limit; labels: number of the
-    memory of each column, 0 for none; confidence: of the prediction of each column, -16..0."""
+    """Prediction of columns from those before, or from centres: limit: a memory follows its newest column by at least 2^-limit; labels: number of the
+    memory or centre of each column, 0 for none; confidence: of the prediction of each column, -16..0; centres: None for memories."""
 
     limit: int
     labels: Codes
     confidence: Codes
+    centres: Centres | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes besides the codes."""
+        return self.centres.length if self.centres else 0
 
     def write(self, out: Lanes) -> None:
-        out.tools.byte(self.limit)
+        out.tools.byte(CENTRES if self.centres else self.limit)
+        if self.centres:
+            self.centres.write(out)
         self.labels.write(out)
         self.confidence.write(out)
 
     @classmethod
-    def read(cls, data: Lanes, learned: bool) -> Memory:
-        return cls(data.tools.byte("limit of memories", MAX_LIMIT), Codes.read(data, learned), Codes.read(data, learned))
+    def read(cls, data: Lanes, learned: bool, columns: int) -> Memory:
+        """Of a plane with so many columns, as it is coded."""
+        limit = data.tools.byte("limit of memories", CENTRES)
+        centres = Centres.read(data, columns) if limit == CENTRES else None
+        return cls(0 if centres else limit, Codes.read(data, learned), Codes.read(data, learned), centres)
 
 
 @dataclass(frozen=True)
@@ -119,14 +159,16 @@ class Tools:
         return LATENTS.value(head >> 5), head & 31
 
     @classmethod
-    def read(cls, data: Lanes, flags: int, learned: bool, shape: tuple[int, int], taps: int, shift: int, matrices: Matrices) -> Tools:
-        """Tools of a plane of this shape (not transposed), `taps` columns to an input; flags: as of `read_flags`; learned: whether codes are with the
-        other latents; shift: bypass bits."""
+    def read(
+        cls, data: Lanes, flags: int, learned: bool, shape: tuple[int, int], transposed: bool, taps: int, shift: int, matrices: Matrices
+    ) -> Tools:
+        """Tools of a plane of this shape (not transposed), coded `transposed`, `taps` columns to an input; flags: as of `read_flags`; learned: whether
+        codes are with the other latents; shift: bypass bits."""
         if flags & 16 and flags & 6:
             raise Corruption(f"tools {flags} do not go together: the file is damaged")
         return cls(
             Transform.read(data, shape[1], matrices) if flags & 1 else None,
-            Memory.read(data, learned) if flags & 2 else None,
+            Memory.read(data, learned, shape[not transposed]) if flags & 2 else None,
             Tree.read(data) if flags & 4 else None,
             Outliers.read(data, shape[0] * shape[1]) if flags & 8 else None,
             Codebook.read(data, shape, taps, shift) if flags & 16 else None,
@@ -141,11 +183,12 @@ class Tools:
         """Of those that are used."""
         return tuple(type(tool).__name__.lower() for tool in self.used() if tool)
 
-    def codes(self) -> Iterator[Codes | Tree | Outliers | Codebook]:
+    def codes(self) -> Iterator[Codes | Memory | Tree | Outliers | Codebook]:
         """Of the bytes in the unit, in their order."""
         if self.memory:
             yield self.memory.labels
             yield self.memory.confidence
+            yield self.memory
         if self.tree:
             yield self.tree
         if self.outliers:

@@ -172,7 +172,7 @@ class Coding:
             prediction = Prediction(Orders.read(data, plane_shape(shape, split), permutations), Codes.read(data, learned))
         if labelling == 2 and prediction:
             raise Corruption("the logarithmic grid has no predictions: the file is damaged")
-        tools = Tools.read(data, flags, learned, plane_shape(shape, split), prod(shape[split + 1 :]), shift, matrices)
+        tools = Tools.read(data, flags, learned, plane_shape(shape, split), transposed, prod(shape[split + 1 :]), shift, matrices)
         if labelling == 2 and tools != NO_TOOLS:
             raise Corruption("the logarithmic grid has no tools: the file is damaged")
         if tools.codebook and (states > 1 or transposed or follow or column_steps.codes.mode not in ("none", LEARNED)):
@@ -188,8 +188,11 @@ class Coding:
             raise Corruption(f"{grid.count} CTUs in {data.lengths.left} bytes of lengths: the file is damaged")
         if tools.tree:
             check_cells(grid)
-        if model >= NETWORKS and (labelling == 2 or tools.tree or tools.codebook):
-            raise Corruption("a network goes with no tree, no codebook and not with the logarithmic grid: the file is damaged")
+        centres = tools.memory.centres if tools.memory else None
+        if model >= NETWORKS and (labelling == 2 or tools.tree or tools.codebook or centres):
+            raise Corruption("a network goes with no tree, codebook or centres and not with the logarithmic grid: the file is damaged")
+        if centres and follow:
+            raise Corruption("centres of columns go with rows whose steps do not follow their scales: the file is damaged")
         lengths = (0 if latents == "joined" else data.lengths.varint("stream length", MAX_BYTES) for _ in range(grid.count))
         return cls(
             split,

@@ -20,7 +20,8 @@ class Case:
     statistics of the loss; `unit`: of all step codes, whatever the encoder would choose; `reference`: name of an earlier case
     that it is a difference to; `tiles`: how matrices are tiled, whatever the encoder would choose; forced: tensors use what FORCED says
     for their names, whether it pays or not; latents: how they are coded, whatever would be shorter, None: as the encoder chooses; networks: the
-    kind of networks (`network_cases.NETWORKS_OF`) that choose all tables, whether it pays or not."""
+    kind of networks (`network_cases.NETWORKS_OF`) that choose all tables, whether it pays or not; centres: how many foretell columns, 0: as the
+    encoder chooses."""
     name: str
     source: Callable[[torch.Generator], Source]
     options: dict = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Case:
     forced: bool = False
     latents: str | None = "static"
     networks: str = ""
+    centres: int = 0
 
     @property
     def path(self) -> Path:
@@ -280,6 +282,15 @@ def alike(g: torch.Generator) -> Source:
     return {"walk": walk, "down": walk.T.contiguous(), "clusters": clusters, "taps": taps, "wide": clusters.T.contiguous()}
 
 
+def clusters(g: torch.Generator) -> Source:
+    """Columns of a few clusters, also with rows that are zero but for a centre's error, half in bfloat16."""
+    found = normal(g, 6, 40)[torch.randint(0, 6, (300,), generator=g)] + 0.4 * normal(g, 300, 40)
+    holes = found.clone()
+    holes[:, ::7] = 0
+    uneven = found * torch.exp(normal(g, 40))
+    return {"rows": found, "columns": found.T.contiguous(), "holes": holes, "short": uneven.bfloat16()}
+
+
 def smooth_field(g: torch.Generator, rows: int, columns: int) -> Tensor:
     """Random, of first order along both axes."""
     plane = normal(g, rows, columns)
@@ -417,6 +428,14 @@ CASES = [
     Case("memory", alike, {"snr": 18}),
     Case("memory-fast", alike, {"snr": 30, "states": 1}, seed=2),
     Case("memory-calibrated", alike, {"bits": 3.5}, seed=3, calibrated=True),
+    Case("centres", clusters, {"snr": 12}, centres=4),
+    Case("centres-step", clusters, {"step": 0.4}, centres=8),
+    Case("centres-one-state", clusters, {"step": 0.5, "states": 1}, centres=3),
+    Case("centres-sign-symmetric", clusters, {"step": 0.7, "labelling": "sign-symmetric"}, centres=8),
+    Case("centres-bypass", clusters, {"snr": 60}, centres=8),
+    Case("centres-calibrated", clusters, {"bits": 3}, centres=8, calibrated=True),
+    Case("centres-trees", clusters, {"step": 0.5, "tools": "memory,tree"}, centres=8),
+    Case("centres-ctus", lambda g: {"w": normal(g, 8, 96)[torch.randint(0, 8, (900,), generator=g)] + normal(g, 900, 96)}, {"step": 1.0}, centres=8),
     Case("shards", several, {"snr": 18, "shard_bytes": 1800}, folder=True),
     Case("original", original, {"snr": 25, "rules": tuple(f"{name}=exact" for name in ("same", "half", "brain"))}),
     Case("predicted", tuned, {"snr": 20}, seed=2, reference="original"),
@@ -457,6 +476,7 @@ CASES = [
         ("shards", several, {"snr": 18, "shard_bytes": 1800}, {"folder": True}),
         ("calibrated", uneven_losses, {"bits": 4}, {"calibrated": True}),
         ("memory-calibrated", alike, {"bits": 3.5}, {"seed": 3, "calibrated": True}),
+        ("centres", clusters, {"snr": 12}, {"centres": 4}),
         ("kernels-calibrated", kernels, {"bits": 3}, {"calibrated": True}),
         ("predicted", tuned, {"snr": 20}, {"seed": 2, "reference": "original"}),
         ("predicted-calibrated", tuned, {"bits": 4}, {"seed": 8, "calibrated": True, "reference": "original"}),
@@ -466,5 +486,6 @@ CASES = [
         ("calibrated", uneven_losses, {"bits": 4}, {"calibrated": True}),
         ("ctus", lambda g: {"w": normal(g, 300, 300) * torch.linspace(0.2, 4, 300)[:, None]}, {"snr": 2}, {}),
         ("memory", alike, {"snr": 18}, {}),
+        ("centres", clusters, {"snr": 12}, {"centres": 8}),
         ("predicted", tuned, {"snr": 20}, {"seed": 2, "reference": "original"}))),
 ]

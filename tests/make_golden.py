@@ -34,6 +34,8 @@ from nnc.cluster.outlying import take_outliers
 from nnc.encoded import EncodedTensor
 from nnc.encoder import make_plane
 from nnc.entropy.scales import MOST
+from nnc.memories import Kind, find_kinds
+from nnc.prediction.memory import NO_FLOOR
 from nnc.quantize.steps import StepCodes
 from nnc.sensitivity import choose_codes
 from nnc.tiling.choice import encode_alternative
@@ -124,6 +126,7 @@ def write_golden(case: Case) -> None:
     with (coded_as(case.latents), patch("nnc.sensitivity.choose_codes", choose_unit(case.unit) if case.unit else choose_codes),
           patch("nnc.encoding.encode_alternative", choose_tiles(case.tiles) if case.tiles else encode_alternative),
           patch("nnc.encoding.encode_best", force_tools if case.forced else encode_best),
+          patch("nnc.memories.find_kinds", coded_kinds(case.centres) if case.centres else find_kinds),
           forcing(NETWORKS_OF[case.networks]()) if case.networks else nullcontext()):
         nnc.compress(source, case.path, threads=1, statistics=statistics, reference=case.reference_path, **case.options)
     tensors = loaded(case.path)
@@ -132,10 +135,15 @@ def write_golden(case: Case) -> None:
         raise SystemExit(f"{case.name}: the reference decoder disagrees")
     origin = {"made by": "tests/make_golden.py", "nnc": nnc.__version__, "torch": torch.__version__, "options": case.options,
               "seed": case.seed, "calibrated": case.calibrated, "unit": case.unit, "reference": case.reference,
-              "tiles": case.tiles, "forced": case.forced, "latents": case.latents, "networks": case.networks}
+              "tiles": case.tiles, "forced": case.forced, "latents": case.latents, "networks": case.networks, "centres": case.centres}
     listing = {name: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(data).hexdigest()} for name,
                (dtype, shape, data) in tensors.items()}
     case.note.write_text(json.dumps({"origin": origin, "tensors": listing}, indent=1) + "\n")
+
+
+def coded_kinds(number: int) -> Callable:
+    """In place of `find_kinds`: so many centres and nothing else."""
+    return lambda columns, lag, coded: [Kind(number, NO_FLOOR, True)] if coded else []
 
 
 def main() -> None:

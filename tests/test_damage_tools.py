@@ -35,10 +35,11 @@ def tensors() -> dict[str, torch.Tensor]:
     heavy = torch.randn(60, 50, generator=g)
     heavy.view(-1)[torch.randperm(3000, generator=g)[:90]] *= 1e3
     few = torch.tensor([-1.0, 0.1, 0.7])[torch.randint(0, 3, (180, 190), generator=g)]
-    return {"kernels": kernels, "walk": near_columns(g, 24, 30), "clusters": clusters, "blocks": blocks, "heavy": heavy, "few": few}
+    many = torch.randn(5, 16, generator=g)[torch.randint(0, 5, (500,), generator=g)] + 0.3 * torch.randn(500, 16, generator=g)
+    return {"many": many, "kernels": kernels, "walk": near_columns(g, 24, 30), "clusters": clusters, "blocks": blocks, "heavy": heavy, "few": few}
 
 
-SETS = {"transform": ("kernels",), "memory": ("walk", "clusters"), "tree": ("blocks",), "outliers": ("heavy",), "codebook": ("few",)}
+SETS = {"transform": ("kernels",), "memory": ("walk", "clusters", "many"), "tree": ("blocks",), "outliers": ("heavy",), "codebook": ("few",)}
 
 
 @pytest.fixture(scope="module", params=SETS)

@@ -64,7 +64,7 @@ def test_clusters_of_rows(tmp_path):
     found = gain(tmp_path, rows.astype(np.float32), bits=3.0)
     assert found >= 10 * np.log10(1.0625 / 0.0625) - 1.0
     memory = memory_of(tmp_path / "memory.safetensors")
-    assert memory.limit == 15
+    assert memory.centres.number == 8
 
 
 @pytest.mark.slow

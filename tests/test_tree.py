@@ -194,7 +194,7 @@ def test_fields_of_a_record():
     Tools(tree=tree).write(out, "learned")
     data = Lanes(*(Reader(lane.data()) for lane in out))
     assert Tools.read_flags(data) == ("learned", 4)
-    assert Tools.read(data, 4, True, (9, 9), 1, 0, ()) == Tools(tree=tree)
+    assert Tools.read(data, 4, True, (9, 9), False, 1, 0, ()) == Tools(tree=tree)
     assert data.tools.left == data.lengths.left == 0
     assert [part.length for part in Tools(tree=tree).codes()] == [1 << 20]
 
@@ -203,7 +203,7 @@ def test_fields_of_a_record():
 def test_tables_that_there_are_not_are_refused(shape, spread):
     lanes = Lanes.make(lambda: Reader(bytes([shape, spread]) + bytes(40)))
     with pytest.raises(Corruption):
-        Tools.read(lanes, 4, False, (9, 9), 1, 0, ())
+        Tools.read(lanes, 4, False, (9, 9), False, 1, 0, ())
 
 
 def test_ctus_inside_a_cell_are_refused():

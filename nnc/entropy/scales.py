@@ -22,7 +22,7 @@ from .parametric import level_weights, normalise
 MOST = 64  # codes lie in -64..64
 OFF = -64  # the code of a dead row or column: its weights are not coded, they are zero
 SPREADS = 24
-END = 2.5  # bytes that a stream takes to end
+END, TABLES = 2.5, 30  # bytes that a stream takes to end; that deflate takes besides the codes
 MODES = Table("scale code mode", {0: "none", 1: "direct", 2: "differences", 3: "deflated"})
 LEARNED = "learned"  # with the other latents of the tensor (entropy/latents.py): no mode of its own in the file
 
@@ -60,8 +60,10 @@ def code_bits(codes: np.ndarray) -> float:
         return 0.0
     if (codes == OFF).any():
         return 8.0 * len(encode_codes(codes)[2])
-    counts = (np.bincount(values + 2 * MOST, minlength=4 * MOST + 1) for values in (codes, np.diff(codes, prepend=0)))
-    return 8.0 * ceil(min(float((_code_lengths() * of_values).sum(1).min()) for of_values in counts) / 8 + END)
+    counts = [np.bincount(values + 2 * MOST, minlength=4 * MOST + 1) for values in (codes, np.diff(codes, prepend=0))]
+    found = counts[0][counts[0] > 0]
+    deflated = float((found * np.log2(len(codes) / found)).sum()) + 8 * len(found) + 8 * TABLES  # if there are no patterns
+    return 8.0 * ceil(min(deflated, *(float((_code_lengths() * of_values).sum(1).min()) for of_values in counts)) / 8 + END)
 
 
 @lru_cache(maxsize=1)

@@ -159,6 +159,64 @@ def follow_memories(columns, labels, floor, free, distortion, steps, common, con
             power[label] = total
 
 
+@njit(cache=True, nogil=True, fastmath=True)
+def mean_rows(columns, labels, trust, centres):
+    """centres[l] = what foretells the rows of `columns`, float32 (n, m), with the label l best, each taken `trust` times, float32 (n,); zeros for label 0."""
+    n, m = columns.shape
+    weight = np.zeros(len(centres), np.float32)
+    centres[:] = 0
+    for j in range(n):
+        label, t = labels[j], trust[j]
+        if label > 0:
+            weight[label] += t * t
+            row, centre = columns[j], centres[label]
+            for p in range(m):
+                centre[p] += t * row[p]
+    for c in range(len(centres)):
+        if weight[c] > 0:
+            by = np.float32(1) / weight[c]
+            for p in range(m):
+                centres[c, p] *= by
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def follow_centres(columns, centres, distortion, steps, grain, common, labels, confidence, saved, rest):
+    """The best centre of every column, a row of `columns`, float32 (n, m); the arguments are as of `follow_memories`, centres: float32 (numbers, m), zeros
+    first; grain: steps between confidences."""
+    n, m = columns.shape
+    number = len(centres)
+    power = np.zeros(number)
+    for c in range(number):
+        for p in range(m):
+            power[c] += centres[c, p] * centres[c, p]
+    for j in range(n):
+        x = columns[j]
+        own = 0.0
+        for p in range(m):
+            own += x[p] * x[p]
+        least = own
+        best, code = 0, -steps
+        for c in range(1, number):
+            if power[c] <= 0:
+                continue
+            dot = np.float32(0)
+            centre = centres[c]
+            for p in range(m):
+                dot += x[p] * centre[p]
+            trust = min(steps, max(0, grain * int(np.round(steps * dot / (grain * power[c]))))) if common == 1 else steps + common
+            left = own - 2 * (trust / steps) * dot + (trust / steps) ** 2 * power[c]
+            if left < least:
+                least, best, code = left, c, trust - steps
+        gain = m * (_cost(own / m / distortion[j]) - _cost(max(least, 0.0) / m / distortion[j]))
+        if gain < 4:
+            best, code, gain = 0, -steps if common == 1 else common, 0.0
+        labels[j], confidence[j], saved[j] = best, code, gain
+        trusted = np.float32((steps + code) / steps)
+        centre = centres[best]
+        for p in range(m):
+            rest[j, p] = x[p] - trusted * centre[p]
+
+
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
 def balance(columns, of_rows, of_entries):
     """Mean squares of rows and entries of `columns`, float32 (n, m), of each after the others were scaled to one (as `powers.measure_powers`);

@@ -45,6 +45,26 @@ def remove_memories(columns, labels, confidence, floor, out):
 
 
 @njit(cache=True, nogil=True)
+def remove_centres(columns, labels, confidence, centres, out):
+    """out = columns - the predictions that `add_centres` would add; float32 (columns, rows) both."""
+    for j in range(len(labels)):
+        centre, column, rest, trust = centres[labels[j]], columns[j], out[j], confidence[j]
+        for i in range(len(column)):
+            rest[i] = column[i] - trust * centre[i]
+
+
+@njit(cache=True, nogil=True)
+def add_centres(columns, top, bottom, left, right, labels, confidence, centres):
+    """Add to the residuals of a CTU, rows top..bottom and columns left..right of the plane whose columns are the rows of `columns`, float32,
+    their predictions.  centres: float32 (numbers, rows), zeros for label 0."""
+    for j in range(left, right):
+        if labels[j] > 0:
+            centre, column, trust = centres[labels[j], top:bottom], columns[j, top:bottom], confidence[j]
+            for i in range(bottom - top):
+                column[i] += trust * centre[i]
+
+
+@njit(cache=True, nogil=True)
 def add_memories(columns, top, bottom, left, right, labels, confidence, floor):
     """Add to the residuals of a CTU, rows top..bottom and columns left..right of the plane whose columns are the rows of `columns`, float32,
     their predictions, from left to right.

@@ -30,7 +30,8 @@ def may_learn(encoded: EncodedTensor) -> bool:
     coding = encoded.record.coding
     if encoded.record.kind != "coded" or coding.model >= NETWORKS:
         return False
-    return not (coding.tools.tree or coding.tools.codebook or LABELLINGS.value(coding.labelling) == "logarithmic")
+    centres = coding.tools.memory and coding.tools.memory.centres
+    return not (coding.tools.tree or coding.tools.codebook or centres or LABELLINGS.value(coding.labelling) == "logarithmic")
 
 
 @dataclass(frozen=True, eq=False)

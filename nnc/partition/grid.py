@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ..errors import Corruption
 
 EVEN = 8
-STRIP_AREA = 1 << 15
 MIN_AREA = 1 << 12  # weights of a CTU where there are several: a file cannot ask for millions of tiny ones
 
 
@@ -43,7 +42,7 @@ def choose_grid(rows: int, columns: int, area: int = 1 << 16, tall: int = 256) -
     return Grid(rows, columns, height, _even(columns, max(1, area // height)))
 
 
-def choose_strips(rows: int, columns: int, across: bool, area: int = STRIP_AREA) -> Grid:
+def choose_strips(rows: int, columns: int, across: bool, area: int) -> Grid:
     """CTUs as wide as the plane (as high, if `across`) of about `area` weights: a row (a column) of the plane lies in one of them."""
     if across:
         return Grid(rows, columns, rows, _even(columns, max(EVEN, area // rows)))

@@ -6,6 +6,10 @@ With floor 0 a memory is the mean of a cluster of columns (clustering with predi
 of them: one memory for all columns is then differential coding along the rows, one for every tap of a kernel predicts a channel from
 the one before, and two columns with a memory of their own are a copy by a vector (prediction units, US20220360778A1).  A memory
 starts as zero in every CTU.
+
+Or from centres, which are coded before the plane: then no column needs another, and rows of a table can be read alone.
+
+    value_j = residual_j + confidence_j * centre
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import Corruption
-from ..kernels.transforms import add_memories, remove_memories
+from ..kernels.transforms import add_centres, add_memories, remove_centres, remove_memories
 
 MOST = 64  # memories of a plane
 NO_FLOOR = 15
@@ -54,10 +58,43 @@ class MemoryCodes:
         return columns
 
 
-def read_memory(limit: int, labels: np.ndarray, confidence: np.ndarray) -> MemoryCodes:
-    """Codes read from a file; Corruption if they are out of range."""
-    if not ((0 <= labels) & (labels <= MOST)).all():
-        raise Corruption(f"the number of a memory is outside 0..{MOST}: the file is damaged")
+@dataclass(frozen=True, eq=False)
+class CentreCodes:
+    """labels: int16 (columns,), 0..MOST; confidence: int16 (columns,), codes -16..0; centres: float32 (1 + their number, rows), zeros first."""
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    centres: np.ndarray
+
+    @property
+    def trust(self) -> np.ndarray:
+        """float32 (columns,)."""
+        return (CERTAIN + self.confidence).astype(np.float32) / np.float32(CERTAIN)
+
+    def residual(self, plane: np.ndarray) -> np.ndarray:
+        """What is coded of a float32 plane, in F order."""
+        columns = np.ascontiguousarray(plane.T)
+        out = np.empty_like(columns)
+        remove_centres(columns, self.labels, self.trust, self.centres, out)
+        return out.T
+
+    def add(self, plane: np.ndarray, tiles: list[tuple[int, int, int, int]]) -> np.ndarray:
+        """Values, transposed: float32 (columns, rows), from the residuals of all CTUs, float32 (rows, columns)."""
+        columns = np.ascontiguousarray(plane.T)
+        for tile in tiles:
+            add_centres(columns, *tile, self.labels, self.trust, self.centres)
+        return columns
+
+
+def check_codes(labels: np.ndarray, confidence: np.ndarray, most: int = MOST) -> None:
+    """Corruption if codes read from a file are out of range; most: labels."""
+    if not ((0 <= labels) & (labels <= most)).all():
+        raise Corruption(f"the number of a memory is outside 0..{most}: the file is damaged")
     if not ((-CERTAIN <= confidence) & (confidence <= 0)).all():
         raise Corruption("the confidence of a column is outside 0..1: the file is damaged")
+
+
+def read_memory(limit: int, labels: np.ndarray, confidence: np.ndarray) -> MemoryCodes:
+    """Codes read from a file; Corruption if they are out of range."""
+    check_codes(labels, confidence)
     return MemoryCodes(limit, labels, confidence)

@@ -26,7 +26,7 @@ from .networks import Chooser, Network
 from .notation import Bytes, Tensor, inflate, must
 from .records import JOINED, LEARNED, STATIC, Codes, Coding, Prediction, Record
 from .tables import ExplicitSet, Table, root, scale_table, table_of
-from .tools import add_memory, transformed
+from .tools import add_centres, add_memory, transformed
 from .trees import tree_codes
 
 # ---- 8. Coded tensors ------------------------------------------------------------------------------------------------
@@ -61,8 +61,12 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     must(all(-8 <= code <= 0 for code in confidence), "a confidence code out of range")
     if coding.tools.memory:
         memory = arrays[LABELS], arrays[TRUST]
-        must(all(label >= 0 for label in memory[0]), "a label out of range")
+        most = coding.tools.memory.centres.number if coding.tools.memory.centres else 64
+        must(all(0 <= label <= most for label in memory[0]), "a label out of range")
         must(all(-16 <= code <= 0 for code in memory[1]), "a confidence code out of range")
+    centres = None
+    if memory and coding.tools.memory.centres:
+        centres = read_centres(source.take(coding.tools.memory.centres.length), coding, sets, row, row_exponent)
     cells = None
     if coding.tools.tree:
         tree = coding.tools.tree
@@ -93,7 +97,9 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
         plane = codebook_plane(codebook, number, centroids, row_step, *plane_sides(record))
     else:
         plane = values(coding, row_exponent, column_exponent, number, coded)
-    if memory:
+    if centres is not None:
+        plane = add_centres(plane, centres, *memory)
+    elif memory:
         plane = add_memory(plane, coding, *memory)
     plane = plane.T if coding.transposed else plane
     for number, stride in coding.tools.transform:
@@ -103,6 +109,20 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
         plane = add_prediction(plane, coding.prediction, confidence, permutations, base)
     data = rounded(plane, record.dtype)
     return place_outliers(outliers, of_outliers, record.dtype, data, rounded) if outliers else data
+
+
+def read_centres(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int], row_exponent: list[int]) -> np.ndarray:
+    """float32 (rows, number)."""
+    said, coder = coding.tools.memory.centres, Coder(data)
+    index = [(0 if code == -64 else code) - drop(e) for code, e in zip(row, row_exponent)]
+    number, coded = np.zeros((coding.rows, said.number), np.int64), np.zeros((coding.rows, said.number), bool)
+    decode_ctu(coder, coding, sets, index, [said.scale] * said.number, number, coded, None, None, None)
+    coder.end()
+    with np.errstate(all="ignore"):
+        row_step = power(np.array(row_exponent, np.int64)) * coding.step * np.float32(2.0**-said.finer)
+        centres = number.astype(np.float32) * row_step[:, None]
+    must(bool(np.isfinite(centres).all()), "a centre that is infinite")
+    return centres
 
 
 def plane_sides(record: Record) -> tuple[int, int]:

@@ -37,10 +37,19 @@ class Prediction:
 
 
 @dataclass
+class Centres:
+    number: int
+    finer: int
+    scale: int                                                         # added to the scale index of a row
+    length: int
+
+
+@dataclass
 class Memory:
     limit: int
     labels: Codes
     confidence: Codes
+    centres: Centres | None = None
 
 
 @dataclass
@@ -140,6 +149,7 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
         codes = [coding.row_codes, coding.column_codes, coding.row_steps, coding.column_steps]
         codes += [coding.prediction.confidence] if coding.prediction else []
         codes += [coding.tools.memory.labels, coding.tools.memory.confidence] if coding.tools.memory else []
+        codes += [coding.tools.memory.centres] if coding.tools.memory and coding.tools.memory.centres else []
         codes += [coding.tools.tree] if coding.tools.tree else []
         codes += [tool for tool in (coding.tools.outliers, coding.tools.codebook) if tool]
         record.stored = coding.latent_bytes + sum(c.length for c in codes) + sum(coding.lengths)
@@ -181,9 +191,11 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
     prediction = None if permutations is None else read_prediction(lanes, rows, columns, permutations, latents)
     must(labelling != 2 or prediction is None, "a prediction on the logarithmic grid")
-    tools = read_tools(lanes, used, latents, columns, matrices, rows, math.prod(shape[split + 1:]), shift)
+    tools = read_tools(lanes, used, latents, columns, matrices, rows, math.prod(shape[split + 1:]), shift, transposed)
     must(labelling != 2 or tools == Tools([], None, None, None, None), "tools on the logarithmic grid")
-    must(model < 72 or not (labelling == 2 or tools.tree or tools.codebook), "what a network does not go with")
+    centres = tools.memory.centres if tools.memory else None
+    must(model < 72 or not (labelling == 2 or tools.tree or tools.codebook or centres), "what a network does not go with")
+    must(not (centres and follow), "centres and steps that follow scales")
     if tools.codebook:
         must(states == 1 and not transposed and not follow and column_steps.mode == 0, "what a codebook does not go with")
         rows, columns = tools.codebook.rows, tools.codebook.columns
@@ -229,7 +241,7 @@ def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, permutatio
 
 
 def read_tools(lanes: dict[str, Bytes], used: int, latents: int, columns: int, matrices: list[int], rows: int, taps: int,
-               shift: int) -> Tools:
+               shift: int, transposed: int) -> Tools:
     """used: bits of the tools; rows, columns: of the plane that is not transposed; taps: columns of an input."""
     must(used & 16 == 0 or used & 6 == 0, "tools that do not go together")
     tools = Tools([], None, None, None, None)
@@ -243,8 +255,14 @@ def read_tools(lanes: dict[str, Bytes], used: int, latents: int, columns: int, m
             tools.transform.append((number, stride))
     if used & 2:
         limit = lanes["tools"].byte()
-        must(limit <= 15, "the limit of a memory")
-        tools.memory = Memory(limit, read_codes(lanes, latents), read_codes(lanes, latents))
+        must(limit <= 16, "the limit of a memory")
+        centres = None
+        if limit == 16:
+            fields = [lanes["tools"].byte() for _ in range(3)]
+            must(1 <= fields[0] <= min(64, rows if transposed else columns), "a number of centres")
+            must(fields[1] <= 7 and fields[2] <= 128, "steps or scale of centres")
+            centres = Centres(fields[0], fields[1], fields[2] - 64, lanes["lengths"].varint(1 << 43))
+        tools.memory = Memory(limit, read_codes(lanes, latents), read_codes(lanes, latents), centres)
     if used & 4:
         tools.tree = read_tree(lanes)
     if used & 8:

@@ -1,4 +1,4 @@
-"""Section 11 of the page: memory and transform."""
+"""Section 11 of the page: memory, centres and transform."""
 from __future__ import annotations
 
 import numpy as np
@@ -24,6 +24,15 @@ def add_memory(plane: np.ndarray, coding: Coding, labels: list[int], codes: list
                     part = np.float32(1) / np.float32(seen[label])
                     part = part if limit == 15 else max(part, np.float32(2.0**-limit))
                     memory[label] = old + part * (plane[rows, j] - old)
+    return plane
+
+
+def add_centres(plane: np.ndarray, centres: np.ndarray, labels: list[int], codes: list[int]) -> np.ndarray:
+    plane = plane.copy()
+    with np.errstate(all="ignore"):
+        for j, label in enumerate(labels):
+            if label > 0:
+                plane[:, j] = plane[:, j] + np.float32(16 + codes[j]) / np.float32(16) * centres[:, label - 1]
     return plane
 
 

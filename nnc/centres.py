@@ -1,0 +1,58 @@
+"""What foretells the columns of a coded tensor: memories, or centres, which are columns coded beside its plane.
+
+Centres are the columns of one more CTU with a stream of its own: as high as the plane, its steps some octaves finer, since every column that a centre foretells
+gains from each of its digits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .coder import gather_words
+from .entropy.explicit import ModelBank
+from .entropy.parametric import CLASSES
+from .entropy.scales import OFF, kernel_codes
+from .errors import Corruption
+from .kernels.streams import decode_tile
+from .latents import Latents
+from .prediction.memory import CentreCodes, MemoryCodes, check_codes, read_memory
+from .quantize.steps import StepCodes
+from .quantize.trellis import make_trellis
+from .unit import Record
+
+NO_NUMBERS = np.empty(0, np.int32)
+
+
+def centre_codes(rows: np.ndarray, base: int, steps: StepCodes) -> np.ndarray:
+    """Scale codes of rows as the kernels take them for centres: int16; those of dead rows, in which a centre need not be zero, count as zero."""
+    return kernel_codes(np.where(rows == OFF, 0, rows), base - steps.index)
+
+
+def centre_steps(row_steps: np.ndarray, finer: int) -> np.ndarray:
+    """Steps of centres in each row, float32."""
+    return row_steps * np.float32(2.0**-finer)
+
+
+def read_memories(
+    record: Record, latents: Latents, bank: ModelBank, row_steps: np.ndarray, data: bytes
+) -> MemoryCodes | CentreCodes:
+    """What foretells columns; data: stream of the centres, if there are any."""
+    coding, memory = record.coding, record.coding.tools.memory
+    if not memory.centres:
+        return read_memory(memory.limit, latents.labels, latents.trust)
+    number = memory.centres.number
+    check_codes(latents.labels, latents.trust, number)
+    codes = centre_codes(latents.rows, coding.base, latents.row_steps)
+    centres = np.zeros((1 + number, len(codes)), np.float32)
+    words, bounds = gather_words([data])
+    trellis, steps = make_trellis(coding.states), centre_steps(row_steps, memory.centres.finer)
+    tile, of_centres = (0, len(codes), 0, number), np.full(number, memory.centres.code, np.int16)
+    state, left, _ = decode_tile(
+        words, bounds[0], bounds[1], *tile, codes, of_centres, CLASSES, NO_NUMBERS, bank.table_set(coding.model).arrays,
+        trellis.next_state, coding.shift, coding.labelling, steps, np.ones(number, np.float32), centres[1:].T,
+    )  # fmt: skip
+    if state or left:
+        raise Corruption(f"tensor {record.name!r}: the stream of its centres does not end where it should: the file is damaged")
+    if not np.isfinite([centres.min(), centres.max()]).all():
+        raise Corruption(f"tensor {record.name!r}: a centre is beyond float32: the file is damaged")
+    return CentreCodes(latents.labels, latents.trust, centres)
