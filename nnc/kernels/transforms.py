@@ -5,21 +5,41 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+GROUPS = 64
+
 
 @njit(cache=True, nogil=True)
 def transform_groups(plane, matrix, stride, out):
     """out[.., a] = sum over i, rising, of plane[.., i] * matrix[i, a] in every group of columns `stride` apart, in the precision of the
-    arguments; plane, out: (rows, columns), columns a multiple of stride * n; matrix: (n, n)."""
+    arguments; plane, out: (rows, columns), columns a multiple of stride * n; matrix: (n, n).
+
+    Groups lie side by side while they are worked on, so that the loops over them are vector operations."""
     n = matrix.shape[0]
     rows, columns = plane.shape
+    groups = columns // n
+    places = np.empty(groups, np.int64)  # of the first column of each
+    for g in range(groups):
+        places[g] = g // stride * (n * stride) + g % stride
+    before, total = np.empty((n, GROUPS), plane.dtype), np.empty(GROUPS, plane.dtype)
     for i in range(rows):
-        for start in range(0, columns, n * stride):
-            for first in range(start, start + stride):
-                for a in range(n):
-                    total = plane[i, first] * matrix[0, a]
-                    for b in range(1, n):
-                        total += plane[i, first + b * stride] * matrix[b, a]
-                    out[i, first + a * stride] = total
+        source, target = plane[i], out[i]
+        for first in range(0, groups, GROUPS):
+            at = places[first : first + GROUPS]
+            for b in range(n):
+                values = before[b]
+                for g in range(len(at)):
+                    values[g] = source[at[g] + b * stride]
+            for a in range(n):
+                for b in range(n):
+                    values, factor = before[b], matrix[b, a]
+                    if b == 0:
+                        for g in range(len(at)):
+                            total[g] = values[g] * factor
+                    else:
+                        for g in range(len(at)):
+                            total[g] += values[g] * factor
+                for g in range(len(at)):
+                    target[at[g] + a * stride] = total[g]
 
 
 # Columns are rows of an array here: what belongs together stands together, and the loops become vector operations.
