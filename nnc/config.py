@@ -96,7 +96,7 @@ class Config:
     that (slow), or none; shard_bytes: of the files
     in a folder, default 5e9; lossless: keep every value, in place of a target; tools: that may be used where they pay, their names with commas between, or default,
     all, none; access: "tensor", or "rows" for tables (embeddings) of
-    which single rows are read with few bytes, which then use no memory, outliers, codebook or tiles; entropy: "static" tables, or networks that
+    which single rows are read with still fewer bytes, which then use no memory but a few centres, no outliers, codebook or tiles; entropy: "static" tables, or networks that
     choose a table for every level where that saves bytes, from scales ("hyper") or also from the levels before ("context", slow to load); rules: the last that matches a tensor counts.
     """
 

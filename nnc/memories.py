@@ -82,7 +82,8 @@ def choose_memory(
 
         promise, kind = max(zip(run(part_saved, kinds), kinds), key=lambda pair: pair[0])
         if kind.coded:
-            codes, saved = _place_centres(columns, own, kind), promise * columns.size
+            codes = _place_centres(columns, own, kind)
+            saved = promise * columns.size if len(codes.centres) > 1 else 0.0
         else:
             codes, saved = _simulate(columns, own, kind.labels(columns), kind.limit, run)
         if saved > max(WORTH * plane.size, best.saved if best else 0):
