@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from .entropy.explicit import TABLES
 from .entropy.latents import ARRAYS, LatentModel, are_dependent, walk_array
 from .entropy.scales import MOST, OFF
 from .kernels.latents import search_latents
