@@ -118,8 +118,12 @@ def compare_weights(small: Path, back: Path) -> bool:
 
 
 def make_tiny(plain: Path, small: Path) -> None:
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=100, **shape)).save_pretrained(plain)
+    """A small model whose tensors are coded in the ways of large ones: several CTUs to a layer, a table of clusters."""
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8192}
+    model = BertModel(BertConfig(vocab_size=5000, **shape))
+    table = model.embeddings.word_embeddings.weight.data
+    table.copy_(table[:20][torch.randint(0, 20, (5000,))] + 0.5 * table)
+    model.save_pretrained(plain)
     nnc.compress(plain, small, bits=4)
 
 
