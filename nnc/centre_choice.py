@@ -20,24 +20,24 @@ from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, code_bits
 from .kernels.memories import follow_centres, mean_rows, model_bits
 from .kernels.words import encode_tile, replay_levels
-from .prediction.memory import CERTAIN, CentreCodes
+from .prediction.memory import CERTAIN, CentreCodes, trust_of
 from .quantize.trellis import make_trellis
 from .rdo import CENTRE, START_SHAPE, Gathered, Scales, Search, count, find_levels, level_bits
 from .tools import MAX_FINER, Centres
 
 LAGRANGIAN = 0.1  # of the search for their levels, whose errors are all that matters
 BESIDE = 64.0  # bits of the fields and of the end of the stream
+LARGEST = float(1 << 20)  # centre in its steps: levels of the format end at 2^22
 MOST_GRAIN = 8  # beyond: the same for all
 SAMPLED = 2048  # columns that tell a mean square
 
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """labels, confidence: int16 (columns,), codes; saved: bits of each column; rest: float32 (columns, rows), what is left of them."""
+    """labels, confidence: int16 (columns,), codes; rest: float32 (columns, rows), what is left of them."""
 
     labels: np.ndarray
     confidence: np.ndarray
-    saved: np.ndarray
     rest: np.ndarray
 
 
@@ -45,8 +45,8 @@ def place(columns: np.ndarray, centres: np.ndarray, distortion: np.ndarray, grai
     """The best centre of every column, float32 (n, m), at the distortion of each, float64 (n,); centres: float32 (1 + number, m), zeros first; grain: steps
     between confidences; common: the code of them all, 1 to choose."""
     n = len(columns)
-    found = Placed(np.empty(n, np.int16), np.empty(n, np.int16), np.empty(n), np.empty_like(columns))
-    follow_centres(columns, centres, distortion, CERTAIN, grain, common, found.labels, found.confidence, found.saved, found.rest)
+    found = Placed(np.empty(n, np.int16), np.empty(n, np.int16), np.empty_like(columns))
+    follow_centres(columns, centres, distortion, CERTAIN, grain, common, found.labels, found.confidence, found.rest)
     return found
 
 
@@ -59,7 +59,7 @@ def find_centres(columns: np.ndarray, labels: np.ndarray, distortion: np.ndarray
         found = place(columns, centres, distortion)
         used = np.unique(found.labels)
         labels = np.searchsorted(used, found.labels).astype(np.int16) + np.int16(used[0] > 0)
-        trust = (CERTAIN + found.confidence).astype(np.float32) / np.float32(CERTAIN)
+        trust = trust_of(found.confidence)
         centres = np.zeros((labels.max() + 1, columns.shape[1]), np.float32)
     mean_rows(columns, labels, trust, centres)
     return centres
@@ -118,21 +118,25 @@ class QuantizedCentres:
 
 def quantize_centres(
     codes: CentreCodes, plane: np.ndarray, row_steps: np.ndarray, column_steps: np.ndarray, search: Search, cost: Callable
-) -> tuple[QuantizedCentres, float]:
+) -> tuple[QuantizedCentres | None, float]:
     """Centres for the columns of a plane, float32 (rows, columns), whose steps are known, from labels that were found without; and the bits that they are reckoned to save.
+    None if the steps are too fine for them.
 
     cost: of columns and distortions, bits without any."""
     columns = np.ascontiguousarray((plane / row_steps[:, None]).T)
     trellis = make_trellis(search.states)
     distortion = trellis.spacing**2 / 12 * column_steps.astype(np.float64) ** 2
-    centres, labels, trust = np.zeros_like(codes.centres), codes.labels, codes.trust
-    mean_rows(columns, labels, trust, centres)
+    centres = np.zeros_like(codes.centres)
+    mean_rows(columns, codes.labels, codes.trust, centres)
     found = place(columns, centres, distortion)
-    labels, trust = found.labels, (CERTAIN + found.confidence).astype(np.float32) / np.float32(CERTAIN)
-    mean_rows(columns, labels, trust, centres)
+    mean_rows(columns, found.labels, trust_of(found.confidence), centres)
     number, rows, grain = len(centres) - 1, len(row_steps), choose_grain(found, centres)
     typical = float(np.exp(np.log(distortion).mean()))
     finer = choose_finer(len(columns), number, mean_square(found.rest), typical)
+    room = LARGEST / max(1.0, float(np.abs(centres).max()))
+    if room < 1:
+        return None, 0.0
+    finer = min(finer, int(log2(room)))
     levels = _find_levels(centres[1:] * np.float32(2.0**finer), search)
     values = np.empty(len(levels), np.float32)
     replay_levels(levels, trellis.next_state, search.labelling, values)

@@ -107,7 +107,7 @@ def encode_coded(
     saved = 0.0
     if layout.memory:
         job, saved = _refit_memory(job, search, pool)
-        powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane)))
+        powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if job.layout.memory else plane))
     return replace(_or_exact(name, tensor, encode_plane(name, tensor, job, powers, search, bank, pool)), saved=saved)
 
 
@@ -143,7 +143,7 @@ def encode_calibrated(
     chosen = (steps.rows, steps.columns)
     job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers, target, steps.worths)
     job = _refit_memory(job, search, pool)[0] if layout.memory else job
-    powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if layout.memory else plane if target is None else target))
+    powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if job.layout.memory else plane if target is None else target))
     return _or_exact(name, tensor, encode_plane(name, tensor, job, powers, search, bank, pool))
 
 
@@ -162,7 +162,7 @@ def _refit_memory(job: Job, search: Search, pool: Executor | None) -> tuple[Job,
     row_steps, column_steps = rebuild_steps(rows, job.grid_step), rebuild_steps(columns, 1.0)
     if isinstance(job.layout.memory, CentreCodes):
         centres, saved = refit_centres(job.layout.memory, job.plane, row_steps, column_steps, search)
-        return replace(job, layout=replace(job.layout, memory=centres.codes), centres=centres), saved
+        return replace(job, layout=replace(job.layout, memory=centres and centres.codes), centres=centres), saved
     part = make_trellis(search.states).spacing ** 2 / 12
     memory, saved = refit_memory(job.layout.memory, job.plane, row_steps, column_steps, part, pool.map if pool else map)
     return replace(job, layout=replace(job.layout, memory=memory)), saved

@@ -222,8 +222,8 @@ def refit_memory(
 
 def refit_centres(
     codes: CentreCodes, plane: np.ndarray, row_steps: np.ndarray, column_steps: np.ndarray, search: Search
-) -> tuple[QuantizedCentres, float]:
-    """The same for centres, which are quantized."""
+) -> tuple[QuantizedCentres | None, float]:
+    """The same for centres, which are quantized; None if the steps are too fine for them."""
     return quantize_centres(codes, plane, row_steps, column_steps, search, _model_bits)
 
 

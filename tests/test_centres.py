@@ -159,3 +159,12 @@ def test_same_bytes_with_any_number_of_threads(tmp_path):
     for threads in (1, 2, 3):
         nnc.compress(weights, tmp_path / f"{threads}.safetensors", bits=3, threads=threads)
     assert len({(tmp_path / f"{threads}.safetensors").read_bytes() for threads in (1, 2, 3)}) == 1
+
+
+@pytest.mark.parametrize("step", [1e-5, 1e-6, 1e-7])
+def test_steps_that_are_too_fine_for_centres(tmp_path, step):
+    """Rows that are the same to the bit ask for centres of any fineness; levels end at 2^22."""
+    g = torch.Generator().manual_seed(0)
+    weights = torch.randn(6, 64, generator=g)[torch.randint(0, 6, (500,), generator=g)]
+    nnc.compress({"w": weights}, tmp_path / "t.safetensors", step=step)
+    assert (nnc.load(tmp_path / "t.safetensors")["w"] - weights).abs().max() <= 2 * step + 1e-6

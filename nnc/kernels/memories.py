@@ -180,7 +180,7 @@ def mean_rows(columns, labels, trust, centres):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def follow_centres(columns, centres, distortion, steps, grain, common, labels, confidence, saved, rest):
+def follow_centres(columns, centres, distortion, steps, grain, common, labels, confidence, rest):
     """The best centre of every column, a row of `columns`, float32 (n, m); the arguments are as of `follow_memories`, centres: float32 (numbers, m), zeros
     first; grain: steps between confidences."""
     n, m = columns.shape
@@ -209,8 +209,8 @@ def follow_centres(columns, centres, distortion, steps, grain, common, labels, c
                 least, best, code = left, c, trust - steps
         gain = m * (_cost(own / m / distortion[j]) - _cost(max(least, 0.0) / m / distortion[j]))
         if gain < 4:
-            best, code, gain = 0, -steps if common == 1 else common, 0.0
-        labels[j], confidence[j], saved[j] = best, code, gain
+            best, code = 0, -steps if common == 1 else common
+        labels[j], confidence[j] = best, code
         trusted = np.float32((steps + code) / steps)
         centre = centres[best]
         for p in range(m):

@@ -26,6 +26,11 @@ NO_FLOOR = 15
 CERTAIN = 16  # steps of a confidence: code -k stands for 1 - k / 16
 
 
+def trust_of(confidence: np.ndarray) -> np.ndarray:
+    """Confidences of codes, float32."""
+    return (CERTAIN + confidence).astype(np.float32) / np.float32(CERTAIN)
+
+
 @dataclass(frozen=True, eq=False)
 class MemoryCodes:
     """labels: int16 (columns,), 0..MOST; confidence: int16 (columns,), codes -16..0; limit: the floor is 2^-limit, 0 for NO_FLOOR."""
@@ -41,7 +46,7 @@ class MemoryCodes:
     @property
     def trust(self) -> np.ndarray:
         """float32 (columns,)."""
-        return (CERTAIN + self.confidence).astype(np.float32) / np.float32(CERTAIN)
+        return trust_of(self.confidence)
 
     def residual(self, plane: np.ndarray) -> np.ndarray:
         """What would be coded of a float32 plane if nothing were quantized, in one CTU; in F order."""
@@ -69,7 +74,7 @@ class CentreCodes:
     @property
     def trust(self) -> np.ndarray:
         """float32 (columns,)."""
-        return (CERTAIN + self.confidence).astype(np.float32) / np.float32(CERTAIN)
+        return trust_of(self.confidence)
 
     def residual(self, plane: np.ndarray) -> np.ndarray:
         """What is coded of a float32 plane, in F order."""
