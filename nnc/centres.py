@@ -2,9 +2,13 @@
 
 Centres are the columns of one more CTU with a stream of its own: as high as the plane, its steps some octaves finer, since every column that a centre foretells
 gains from each of its digits.
+
+Labels are latents, or, where rows of a table shall be read alone, stand in front of the stream of each CTU: so many bits for every column.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,7 +22,7 @@ from .latents import Latents
 from .prediction.memory import CentreCodes, MemoryCodes, check_codes, read_memory
 from .quantize.steps import StepCodes
 from .quantize.trellis import make_trellis
-from .unit import Record
+from .unit import Coding, Record
 
 NO_NUMBERS = np.empty(0, np.int32)
 
@@ -33,6 +37,45 @@ def centre_steps(row_steps: np.ndarray, finer: int) -> np.ndarray:
     return row_steps * np.float32(2.0**-finer)
 
 
+def label_bytes(number: int, columns: int) -> int:
+    """That labels 0..number of so many columns take in front of the stream of their CTU."""
+    return (number.bit_length() * columns + 7) // 8
+
+
+def front_bytes(coding: Coding, tiles: Sequence[tuple[int, int, int, int]]) -> int:
+    """Of all labels that stand in front of streams."""
+    memory = coding.tools.memory
+    return sum(label_bytes(memory.centres.number, right - left) for _, _, left, right in tiles) if memory and not memory.labels else 0
+
+
+def split_streams(
+    coding: Coding, tiles: Sequence[tuple[int, int, int, int]], streams: Sequence[bytes | memoryview]
+) -> tuple[Sequence[bytes | memoryview], np.ndarray | None]:
+    """The streams of the levels of some CTUs, and the labels of their columns, int16, if they stand in front of these; Corruption if they cannot be any."""
+    memory = coding.tools.memory
+    if not memory or memory.labels:
+        return streams, None
+    number, widths = memory.centres.number, [right - left for _, _, left, right in tiles]
+    lengths, size = [label_bytes(number, width) for width in widths], number.bit_length()
+    if any(len(stream) < length for stream, length in zip(streams, lengths)):
+        raise Corruption("a CTU ends within its labels: the file is damaged")
+    labels = []
+    for stream, length, width in zip(streams, lengths, widths):
+        bits = np.unpackbits(np.frombuffer(stream[:length], np.uint8))
+        if bits[size * width :].any():
+            raise Corruption("bits behind the labels of a CTU are not 0: the file is damaged")
+        labels.append(bits[: size * width].reshape(width, size) @ (1 << np.arange(size - 1, -1, -1)))
+    found = np.concatenate(labels).astype(np.int16)
+    check_codes(found, np.zeros(0, np.int16), number)
+    return [stream[length:] for stream, length in zip(streams, lengths)], found
+
+
+def pack_labels(labels: np.ndarray, number: int) -> bytes:
+    """What stands in front of the stream of a CTU with these labels, int16, of 0..number."""
+    size = np.arange(number.bit_length() - 1, -1, -1)
+    return np.packbits((labels[:, None] >> size & 1).astype(np.uint8)).tobytes()
+
+
 def read_memories(
     record: Record, latents: Latents, bank: ModelBank, row_steps: np.ndarray, data: bytes
 ) -> MemoryCodes | CentreCodes:
@@ -41,7 +84,7 @@ def read_memories(
     if not memory.centres:
         return read_memory(memory.limit, latents.labels, latents.trust)
     number = memory.centres.number
-    check_codes(latents.labels, latents.trust, number)
+    check_codes(np.zeros(0, np.int16) if latents.labels is None else latents.labels, latents.trust, number)
     codes = centre_codes(latents.rows, coding.base, latents.row_steps)
     centres = np.zeros((1 + number, len(codes)), np.float32)
     words, bounds = gather_words([data])

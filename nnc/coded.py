@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 import torch
 
-from .centres import read_memories
+from .centres import read_memories, split_streams
 from .coder import checksum, gather_words, lay_state
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
@@ -140,8 +140,9 @@ class CodedTensor:
 
     def start(self, band: Band, streams: Sequence[bytes | memoryview], pool: Executor | None = None) -> Callable[[], Decoded]:
         """Begin to decode the CTUs of a band from their streams; the returned function waits."""
+        streams, labels = split_streams(self.coding, band.tiles, streams)
         words, bounds = gather_words(streams)
-        run, finish = self._prepare(band, words)
+        run, finish = self._prepare(band, words, labels)
 
         def decode(group: list[int]) -> bool:
             state, left_over = run(group, bounds[group], bounds[[g + 1 for g in group]])
@@ -173,8 +174,9 @@ class CodedTensor:
             state[:] = of_tile[0][0], of_tile[1][0]
         return finish()
 
-    def _prepare(self, band: Band, words: np.ndarray) -> tuple[Callable, Callable[[], Decoded]]:
-        """Functions that decode some CTUs of a band from the words between begin and end of each, and that return what came of all."""
+    def _prepare(self, band: Band, words: np.ndarray, labels: np.ndarray | None = None) -> tuple[Callable, Callable[[], Decoded]]:
+        """Functions that decode some CTUs of a band from the words between begin and end of each, and that return what came of all.  labels: of the
+        columns of the band, if they are not those of all columns."""
         coding, record = self.coding, self.record
         down, across = slice(band.top, band.bottom), slice(band.left, band.right)
         # a transposed plane is laid out as the tensor is, so that the columns that are decoded one after the other are contiguous
@@ -225,19 +227,20 @@ class CodedTensor:
             if codebook:
                 restored = codebook.rebuild(plane, codebook.read_centroids(self.parts[1]), self.row_steps)
             if coding.tools != NO_TOOLS:
-                restored = self._use_tools(restored, band)
+                restored = self._use_tools(restored, band, labels)
             elif coding.transposed:
                 restored = np.ascontiguousarray(restored.T)
             return Decoded(restored, [int(d) for d in digests])
 
         return run, finish
 
-    def _use_tools(self, plane: np.ndarray, band: Band) -> np.ndarray:
+    def _use_tools(self, plane: np.ndarray, band: Band, labels: np.ndarray | None) -> np.ndarray:
         """The plane (not transposed) with predictions of its columns and after its transform, float32."""
         coding = self.coding
         if self.memory:
             across = slice(band.left, band.right)
-            memory = replace(self.memory, labels=self.memory.labels[across], confidence=self.memory.confidence[across])
+            labels = self.memory.labels[across] if labels is None else labels
+            memory = replace(self.memory, labels=labels, confidence=self.memory.confidence[across])
             if isinstance(memory, CentreCodes):
                 memory = replace(memory, centres=memory.centres[:, band.top : band.bottom])
             turned = memory.add(plane, band.tiles)

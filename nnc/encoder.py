@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from .centres import pack_labels
 from .coder import checksum, pack_words
 from .directory import MAX_EXPANSION
 from .encoded import PLAIN, EncodedTensor, Joint, Layout, Outlying, Predicted, tensor_bytes
@@ -24,7 +25,7 @@ from .kernels.words import encode_tile, push_tile, rebuild_tile
 from .latent_choice import choose_codes
 from .latents import Latents
 from .memories import refit_centres, refit_memory
-from .packing import may_join, pack_tensor
+from .packing import keeps_labels_near, may_join, pack_tensor
 from .partition.grid import choose_grid, choose_strips
 from .partition.planes import choose_split, plane_shape
 from .prediction.memory import CentreCodes
@@ -266,17 +267,20 @@ def encode_plane(
         return pack_words(words[:number]), int(digest), push(found, indices)
 
     streams, digests, pushes = zip(*run(encode, levels, tiles))
+    near = job.centres is not None and keeps_labels_near(grid, sum(map(len, streams)), job.layout.strips)
     latents = Latents(
         scales.of_rows,
         scales.of_columns,
         scales.rows,
         scales.columns,
         job.predicted.confidence if job.predicted else None,
-        *((memory.labels, memory.confidence) if memory else ()),
+        *((None if near else memory.labels, memory.confidence) if memory else ()),
     )
     centres, tree, parts = None, None, b""
     if job.centres:
         centres, parts = job.centres.write(scales, level_bits(bank, model), tables, search.states)
+    if near:
+        streams = [pack_labels(memory.labels[left:right], centres.number) + stream for (_, _, left, right), stream in zip(tiles, streams)]
     if scales.trees:
         tree_model, of_trees = encode_trees(scales.trees, grid)
         tree, parts = Tree(tree_model, len(of_trees)), parts + of_trees
@@ -313,7 +317,7 @@ def encode_plane(
         Steps(NO_CODES, UNITS.value(0)),
         (),
         Prediction(Orders(*job.predicted.orders), NO_CODES) if job.predicted else None,
-        _name_tools(job, tree, centres),
+        _name_tools(job, tree, centres, near),
     )
     parts += job.outliers.data if job.outliers else b""
     coding, data = pack_tensor(coding, tuple(tensor.shape), latents, parts, streams)
@@ -339,12 +343,12 @@ def encode_plane(
     return EncodedTensor(record, data, digests, content, error, energy, loss, reference, joint=joint)
 
 
-def _name_tools(job: Job, tree: Tree | None, centres: Centres | None) -> Tools:
-    """What a record says, without codes."""
+def _name_tools(job: Job, tree: Tree | None, centres: Centres | None, near: bool) -> Tools:
+    """What a record says, without codes; near: whether labels are with the CTUs."""
     layout = job.layout
     transform = Transform(tuple((number, stride) for number, _, stride in layout.basis.steps)) if layout.basis else None
     limit = job.walk.limit if job.walk else 0
-    memory = Memory(limit, NO_CODES, NO_CODES, centres) if layout.memory else None
+    memory = Memory(limit, None if near else NO_CODES, NO_CODES, centres) if layout.memory else None
     return Tools(transform, memory, tree, job.outliers.record if job.outliers else None)
 
 

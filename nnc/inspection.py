@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .archive import Archive, open_compressed
+from .centres import front_bytes
 from .container import INDEX_NAME
 from .quantize.trellis import LABELLINGS
 from .reading import joined_bits
@@ -72,6 +73,7 @@ def inspect(path: str | os.PathLike) -> FileInfo:
         index = Path(path) / INDEX_NAME
         total = sum(file.size for file in archive.files) + (index.stat().st_size if index.is_file() else 0)
         coded = [record.coding for record in records if record.kind == "coded"]
+        labels = sum(front_bytes(record.coding, record.coding.grid(record.shape).tiles()) for record in records if record.kind == "coded")
         tiled = [record.tiles for record in records if record.kind == "tiled"]
         own = [record for record in records if record.kind != "alias" or not record.tied]
         joined = _joined_bytes(archive)
@@ -80,8 +82,8 @@ def inspect(path: str | os.PathLike) -> FileInfo:
             total,
             sum(record.nbytes for record in own),
             sum(record.elements for record in own if record.dtype.is_floating_point),
-            sum(sum(coding.streams) for coding in coded) + sum(tiles.length for tiles in tiled) + sum(b for _, b in joined.values()),
-            sum(coding.side for coding in coded) + sum(tiles.side for tiles in tiled) + sum(a for a, _ in joined.values()),
+            sum(sum(coding.streams) for coding in coded) - labels + sum(tiles.length for tiles in tiled) + sum(b for _, b in joined.values()),
+            sum(coding.side for coding in coded) + labels + sum(tiles.side for tiles in tiled) + sum(a for a, _ in joined.values()),
             sum(record.stored for record in records if record.kind in ("exact", "plain")),
             archive.origin.kind,
             tuple(_describe(record, total, sum(joined.get(record.name, (0, 0)))) for record in records),

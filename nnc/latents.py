@@ -73,7 +73,9 @@ def places(coding: Coding, shape: tuple[int, ...]) -> list[Place]:
         axis = Axis(ARRAYS.id("confidence"), plane_shape(shape, coding.split)[0], 1, len(shape) < 2)
         found.append(Place("confidence", COLUMNS if coding.transposed else ROWS, axis))
     if coding.tools.memory:
-        found += [place("labels", COLUMNS), place("trust", COLUMNS, "labels")]
+        labels = bool(coding.tools.memory.labels)
+        found += [place("labels", COLUMNS)] if labels else []
+        found.append(place("trust", COLUMNS, "labels" if labels else ""))
     return found
 
 
@@ -131,7 +133,8 @@ def static_codes(coding: Coding) -> dict[str, Codes]:
     if coding.prediction:
         found["confidence"] = coding.prediction.confidence
     if coding.tools.memory:
-        found |= {"labels": coding.tools.memory.labels, "trust": coding.tools.memory.confidence}
+        found |= {"labels": coding.tools.memory.labels} if coding.tools.memory.labels else {}
+        found["trust"] = coding.tools.memory.confidence
     return found
 
 

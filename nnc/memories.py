@@ -38,7 +38,7 @@ PROBED, ENTRIES = 128, 768  # columns that the test looks at, and entries of eac
 FITTED = 1024  # columns that clusters are fitted to
 TRIED, LEARNED = 4096, 12288  # columns that tell what centres are worth, and that they are found on
 ROUNDS = 8
-FEW = 4  # centres that readers of single rows may be asked to read
+CENTRES = 4, 8, 15, 31, 63  # tried; many are one less than a power of two, so that labels, with none among them, take whole bits
 PATIENT = 1 << 20  # weights up to which it is tried whether one confidence for all columns, which costs no bits, saves more
 
 
@@ -53,15 +53,15 @@ class ChosenMemory:
 
 def choose_memory(
     plane: np.ndarray, taps: int = 1, steps: tuple[np.ndarray, np.ndarray] | None = None, run: Callable = map, follow: bool = False,
-    only_few: bool = False,
+    by_rows: bool = False,
 ) -> ChosenMemory | None:
     """For a float32 plane, whose rows hold groups of `taps`; steps: of its rows and columns, up to a factor, None if they are all equal; run:
-    `map` or that of a pool, over candidates; follow: whether the steps of rows will follow their scales, which rules centres out; only_few: only a few centres for
-    columns of the transposed plane, so that rows of a table can be read with few bytes.
+    `map` or that of a pool, over candidates; follow: whether the steps of rows will follow their scales, which rules centres out; by_rows: only centres for
+    columns of the transposed plane, with which rows of a table can be read alone.
 
     None if nothing pays."""
     best: ChosenMemory | None = None
-    for transposed in (True,) if only_few else (True, False):
+    for transposed in (True,) if by_rows else (True, False):
         columns = plane if transposed else plane.T  # a row of this is a column to be coded
         if min(columns.shape) < 8 or not _promising(columns, 1 if transposed else taps):
             continue
@@ -71,7 +71,7 @@ def choose_memory(
         own = np.ones(len(columns)) if steps is None else steps[not transposed]
         sampled, larger = (np.ascontiguousarray(columns[::part]) for part in (every, more))
         kinds = find_kinds(len(sampled), lag, transposed or not follow)
-        kinds = [kind for kind in kinds if kind.coded and kind.number <= FEW] if only_few else kinds
+        kinds = [kind for kind in kinds if kind.coded] if by_rows else kinds
         if not kinds:
             continue
 
@@ -155,7 +155,7 @@ class Kind:
 def find_kinds(columns: int, lag: int, coded: bool) -> list[Kind]:
     """What is tried; coded: also centres."""
     clusters = [Kind(number, NO_FLOOR) for number in (1, 4, 16, 64) if number <= max(1, columns // 4)]
-    centres = [Kind(number, NO_FLOOR, True) for number in (4, 8, 16, 32, 64) if coded and number <= columns // 4]
+    centres = [Kind(number, NO_FLOOR, True) for number in CENTRES if coded and number <= columns // 4]
     return [Kind(0, 0)] + ([Kind(lag, 0)] if 1 < lag <= MOST else []) + clusters + centres
 
 

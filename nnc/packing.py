@@ -20,6 +20,7 @@ from .fields import LEARNED_CODES, Codes, Prediction, Steps
 from .kernels.latents import push_bits
 from .kernels.words import end_words
 from .latents import Latents, write_latents
+from .partition.grid import Grid
 from .quantize.steps import UNITS
 from .unit import MAX_JOINED, Coding, Record, join_parts
 
@@ -44,6 +45,12 @@ def pack_tensor(coding: Coding, shape: tuple[int, ...], latents: Latents, parts:
     return coding, join_parts(side + parts, streams)
 
 
+def keeps_labels_near(grid: Grid, levels: int, strips: int) -> bool:
+    """Whether labels of columns stand in front of their CTUs, so that who reads some of these need not read all of them: in `strips` for such readers, of a
+    tensor with so many bytes of levels that it is never joined."""
+    return bool(strips) and grid.count > 1 and grid.height == grid.rows and levels >= OWN_ENTRY
+
+
 def pays(saved: int, total: int) -> bool:
     """Whether so many bytes of a tensor are worth the time of the coder that learns."""
     return WORTH * saved > total
@@ -52,7 +59,7 @@ def pays(saved: int, total: int) -> bool:
 def _with_codes(coding: Coding, codes: dict[str, Codes], units: tuple[int, int]) -> Coding:
     tools, prediction = coding.tools, coding.prediction
     if tools.memory:
-        tools = replace(tools, memory=replace(tools.memory, labels=codes["labels"], confidence=codes["trust"]))
+        tools = replace(tools, memory=replace(tools.memory, labels=tools.memory.labels and codes["labels"], confidence=codes["trust"]))
     if prediction:
         prediction = Prediction(prediction.orders, codes["confidence"])
     steps = Steps(codes["row steps"], units[0]), Steps(codes["column steps"], units[1])

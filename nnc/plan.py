@@ -252,7 +252,7 @@ def _remember(
     follow = asked.follow and not sensitivity
     chosen = choose_memory(plane, taps, steps, run, follow, only)
     if layout.basis:  # a memory may serve better without it
-        other = choose_memory(layout.basis.plane(plane), taps, run=run, follow=follow, only_few=only)
+        other = choose_memory(layout.basis.plane(plane), taps, run=run, follow=follow, by_rows=only)
         if other and other.saved > layout.basis.saved + (chosen.saved if chosen else 0.0):
             chosen, layout, found = other, replace(layout, basis=None), original
     if chosen is None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .coded import CodedTensor, parts_length, read_side, with_latents
+from .centres import split_streams
 from .coder import checksum
 from .container import Container
 from .decoder import split_unit
@@ -93,7 +94,7 @@ class Stored:
 
 
 def read_stored(place: Place) -> Stored:
-    """What is stored for a tensor."""
+    """What is stored for a tensor; streams without the labels of columns."""
     record, bank = place.record, place.file.directory.bank
     coding = record.coding
     if record.kind != "coded":
@@ -101,6 +102,7 @@ def read_stored(place: Place) -> Stored:
     if not coding.joined:
         part = read_unit(place.file, place.index)[place.at : place.at + record.stored]
         streams = [part[begin:end] for begin, end in pairwise(accumulate(coding.streams, initial=coding.side))]
+        streams, _ = split_streams(coding, coding.grid(record.shape).tiles(), streams)
         return Stored(record, bank, decode_latents(record, part), part[coding.side - parts_length(record) : coding.side], streams)
     matrices = place.file.directory.matrices
     for other, latents, part, coder, _ in walk_joined(*_joined_parts(place.file, place.index, place.records)):

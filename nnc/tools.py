@@ -23,7 +23,7 @@ from .registry import Table
 Matrices = tuple[np.ndarray, ...]  # of the directory, int8 (n, n) each
 MAX_STEPS = 3
 MAX_LIMIT = 15
-CENTRES = 16  # in place of a limit: columns are foretold by centres that are coded
+CENTRES, NEAR_CENTRES = 16, 17  # in place of a limit: columns are foretold by centres that are coded; labels are with the CTUs
 MAX_CENTRES, MAX_FINER = 64, 7
 LATENTS = Table("coding of latents", {0: "static", 1: "learned", 2: "joined"})
 
@@ -86,10 +86,11 @@ class Centres:
 @dataclass(frozen=True)
 class Memory:
     """Prediction of columns from those before, or from centres: limit: a memory follows its newest column by at least 2^-limit; labels: number of the
-    memory or centre of each column, 0 for none; confidence: of the prediction of each column, -16..0; centres: None for memories."""
+    memory or centre of each column, 0 for none, None if those of its columns stand in front of every CTU; confidence: of the prediction of each
+    column, -16..0; centres: None for memories."""
 
     limit: int
-    labels: Codes
+    labels: Codes | None
     confidence: Codes
     centres: Centres | None = None
 
@@ -99,18 +100,20 @@ class Memory:
         return self.centres.length if self.centres else 0
 
     def write(self, out: Lanes) -> None:
-        out.tools.byte(CENTRES if self.centres else self.limit)
+        out.tools.byte((CENTRES if self.labels else NEAR_CENTRES) if self.centres else self.limit)
         if self.centres:
             self.centres.write(out)
-        self.labels.write(out)
+        if self.labels:
+            self.labels.write(out)
         self.confidence.write(out)
 
     @classmethod
     def read(cls, data: Lanes, learned: bool, columns: int) -> Memory:
         """Of a plane with so many columns, as it is coded."""
-        limit = data.tools.byte("limit of memories", CENTRES)
-        centres = Centres.read(data, columns) if limit == CENTRES else None
-        return cls(0 if centres else limit, Codes.read(data, learned), Codes.read(data, learned), centres)
+        limit = data.tools.byte("limit of memories", NEAR_CENTRES)
+        centres = Centres.read(data, columns) if limit >= CENTRES else None
+        labels = None if limit == NEAR_CENTRES else Codes.read(data, learned)
+        return cls(0 if centres else limit, labels, Codes.read(data, learned), centres)
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,8 @@ class Tools:
     def codes(self) -> Iterator[Codes | Memory | Tree | Outliers | Codebook]:
         """Of the bytes in the unit, in their order."""
         if self.memory:
-            yield self.memory.labels
+            if self.memory.labels:
+                yield self.memory.labels
             yield self.memory.confidence
             yield self.memory
         if self.tree:

@@ -189,6 +189,8 @@ class Coding:
         if tools.tree:
             check_cells(grid)
         centres = tools.memory.centres if tools.memory else None
+        if centres and not tools.memory.labels and (latents == "joined" or grid.height < high):
+            raise Corruption("labels in front of CTUs that are joined, or not as high as the plane: the file is damaged")
         if model >= NETWORKS and (labelling == 2 or tools.tree or tools.codebook or centres):
             raise Corruption("a network goes with no tree, codebook or centres and not with the logarithmic grid: the file is damaged")
         if centres and follow:

@@ -1,6 +1,8 @@
 """Columns that are foretold by centres which are coded beside the plane: against theory, against what a decoder makes of them, and rows that are read alone."""
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,15 @@ import torch
 import nnc
 from nnc.archive import open_compressed
 from nnc.centre_choice import choose_finer, choose_grain, find_centres, place, quantize_centres
-from nnc.centres import centre_codes, centre_steps
+from nnc.centres import centre_codes, centre_steps, label_bytes, pack_labels, split_streams
 from nnc.entropy.scales import OFF
 from nnc.errors import Corruption
+from nnc.fields import NO_CODES
 from nnc.memories import choose_memory
 from nnc.prediction.memory import CentreCodes, check_codes
 from nnc.quantize.steps import StepCodes
 from nnc.rdo import Search
+from nnc.tools import Centres, Memory, Tools
 
 
 def clusters(rows: int, columns: int, number: int, noise: float, seed: int = 0) -> np.ndarray:
@@ -145,12 +149,38 @@ def test_rows_of_tables_are_read_alone(tmp_path):
     path = tmp_path / "t.safetensors"
     nnc.compress({"w": weights}, path, bits=3)
     (record,) = open_records(path)
-    assert record.coding.tools.memory.centres and len(record.coding.streams) > 8
+    memory = record.coding.tools.memory
+    assert memory.centres and memory.labels is None and len(record.coding.streams) > 8
     with nnc.open(path) as file:
         whole = file.tensor("w")
         for rows in (slice(0, 1), slice(2999, 3003), slice(5990, 6000)):
             assert torch.equal(file.tensor("w", rows=rows), whole[rows])
     assert torch.equal(whole, nnc.load(path)["w"])
+
+
+def test_labels_in_front_of_ctus():
+    """They come back, whatever their number; what cannot be labels is refused."""
+    g = np.random.default_rng(4)
+    tiles = [(0, 9, 0, 21), (0, 9, 21, 40), (0, 9, 40, 41)]
+    for number in (1, 2, 3, 31, 32, 64):
+        labels = g.integers(0, number + 1, 41).astype(np.int16)
+        streams = [pack_labels(labels[left:right], number) + b"abc"[: n + 1] for n, (_, _, left, right) in enumerate(tiles)]
+        assert [len(s) - n - 1 for n, s in enumerate(streams)] == [label_bytes(number, width) for width in (21, 19, 1)]
+        coding = coding_of(number)
+        rest, found = split_streams(coding, tiles, streams)
+        assert rest == [b"a", b"ab", b"abc"]
+        np.testing.assert_array_equal(found, labels)
+    with pytest.raises(Corruption, match="within its labels"):
+        split_streams(coding, tiles, [*streams[:2], b""])
+    with pytest.raises(Corruption, match="not 0"):
+        split_streams(coding, tiles[2:], [b"\x01"])
+    with pytest.raises(Corruption, match=r"outside 0\.\.64"):
+        split_streams(coding, tiles[2:], [b"\xfe"])
+
+
+def coding_of(number: int):
+    """Of a tensor whose labels stand in front of its CTUs: all of it that this depends on."""
+    return SimpleNamespace(tools=Tools(memory=Memory(0, None, NO_CODES, Centres(number, 0, 0, 0))))
 
 
 @pytest.mark.slow

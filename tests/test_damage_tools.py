@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import zlib
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def tensors() -> dict[str, torch.Tensor]:
     return {"many": many, "kernels": kernels, "walk": near_columns(g, 24, 30), "clusters": clusters, "blocks": blocks, "heavy": heavy, "few": few}
 
 
-SETS = {"transform": ("kernels",), "memory": ("walk", "clusters", "many"), "tree": ("blocks",), "outliers": ("heavy",), "codebook": ("few",)}
+SETS = {"transform": ("kernels",), "memory": ("walk", "clusters", "many"), "tree": ("blocks",), "outliers": ("heavy",), "codebook": ("few",), "labels": ("many",)}
 
 
 @pytest.fixture(scope="module", params=SETS)
@@ -48,9 +50,18 @@ def file(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tools") / "t.safetensors"
     chosen = {name: tensor for name, tensor in tensors().items() if name in SETS[request.param]}
     target = {"step": 0.5} if request.param in ("outliers", "codebook", "tree") else {"snr": 20}
-    nnc.compress(chosen, path, tools=request.param, threads=1, **target)
-    assert {tensor.name: tensor.tools for tensor in nnc.inspect(path).tensors} == {name: (request.param,) for name in chosen}
+    tool = "memory" if request.param == "labels" else request.param
+    with as_large_table() if request.param == "labels" else nullcontext():
+        nnc.compress(chosen, path, tools=tool, threads=1, **target)
+    assert {tensor.name: tensor.tools for tensor in nnc.inspect(path).tensors} == {name: (tool,) for name in chosen}
     return path
+
+
+@contextmanager
+def as_large_table():
+    """Of a small table: strips, with labels in front of each."""
+    with patch("nnc.plan.TABLE_ROWS", 400), patch.dict("nnc.plan.STRIPS", tensor=1 << 12), patch("nnc.packing.OWN_ENTRY", 0):
+        yield
 
 
 def check_agreement(path: Path) -> bool:

@@ -65,9 +65,10 @@ class MemoryCodes:
 
 @dataclass(frozen=True, eq=False)
 class CentreCodes:
-    """labels: int16 (columns,), 0..MOST; confidence: int16 (columns,), codes -16..0; centres: float32 (1 + their number, rows), zeros first."""
+    """labels: int16 (columns,), 0..MOST, None where they are read with the CTUs; confidence: int16 (columns,), codes -16..0; centres: float32 (1 +
+    their number, rows), zeros first."""
 
-    labels: np.ndarray
+    labels: np.ndarray | None
     confidence: np.ndarray
     centres: np.ndarray
 

@@ -60,7 +60,7 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     confidence, memory = arrays.get(CONFIDENCE, []), None
     must(all(-8 <= code <= 0 for code in confidence), "a confidence code out of range")
     if coding.tools.memory:
-        memory = arrays[LABELS], arrays[TRUST]
+        memory = arrays.get(LABELS, []), arrays[TRUST]
         most = coding.tools.memory.centres.number if coding.tools.memory.centres else 64
         must(all(0 <= label <= most for label in memory[0]), "a label out of range")
         must(all(-16 <= code <= 0 for code in memory[1]), "a confidence code out of range")
@@ -82,7 +82,10 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
     for top in range(0, coding.rows, coding.height):
         for left in range(0, coding.columns, coding.width):
             place = slice(top, top + coding.height), slice(left, left + coding.width)
-            coder = joined.coder if coding.latents == JOINED else Coder(source.take(next(lengths)))
+            stream = b"" if coding.latents == JOINED else source.take(next(lengths))
+            if memory and coding.tools.memory.limit == 17:
+                stream = take_labels(stream, memory[0], min(coding.width, coding.columns - left), most)
+            coder = joined.coder if coding.latents == JOINED else Coder(stream)
             own, taps = (row_index[place[0]], column_index[place[1]]), math.prod(record.shape[coding.split + 1:])
             chooser = Chooser(networks[coding.model - 72], coding, taps, *own, top, left) if coding.model >= 72 else None
             digests.append(decode_ctu(coder, coding, sets, *own, number[place], coded[place],
@@ -109,6 +112,20 @@ def coded_bytes(record: Record, stored: bytes, sets: list[ExplicitSet], digests:
         plane = add_prediction(plane, coding.prediction, confidence, permutations, base)
     data = rounded(plane, record.dtype)
     return place_outliers(outliers, of_outliers, record.dtype, data, rounded) if outliers else data
+
+
+def take_labels(stream: bytes, labels: list[int], columns: int, most: int) -> bytes:
+    """The rest of the stream of a CTU behind the labels of its columns, which are added to those before."""
+    size = most.bit_length()
+    length = -(-size * columns // 8)
+    must(len(stream) >= length, "a CTU that ends within its labels")
+    value = int.from_bytes(stream[:length], "big")
+    value, rest = divmod(value, 1 << 8 * length - size * columns)
+    must(rest == 0, "bits behind labels")
+    found = [value >> size * (columns - 1 - j) & (1 << size) - 1 for j in range(columns)]
+    must(all(label <= most for label in found), "a label out of range")
+    labels += found
+    return stream[length:]
 
 
 def read_centres(data: bytes, coding: Coding, sets: list[ExplicitSet], row: list[int], row_exponent: list[int]) -> np.ndarray:
@@ -158,7 +175,8 @@ def static_latents(source: Bytes, record: Record) -> dict[int, list[int]]:
     if coding.prediction:
         fields.append((CONFIDENCE, coding.prediction.confidence, plane_sides(record)[0]))
     if coding.tools.memory:
-        fields += [(LABELS, coding.tools.memory.labels, coding.columns), (TRUST, coding.tools.memory.confidence, coding.columns)]
+        fields += [(LABELS, coding.tools.memory.labels, coding.columns)] if coding.tools.memory.limit < 17 else []
+        fields.append((TRUST, coding.tools.memory.confidence, coding.columns))
     return {kind: all_codes(source.take(codes.length), codes, count) for kind, codes, count in fields}
 
 

@@ -147,7 +147,7 @@ def read_latents(latents: Latents, record: Record) -> dict[int, list[int]]:
     def read(kind: int, side: str, count: int) -> None:
         inputs = side == ("rows" if coding.transposed else "columns") and kind != CONFIDENCE
         taps = inner if inputs and count % inner == 0 else 1
-        known = arrays[LABELS] if kind == TRUST else first.get(side)
+        known = arrays[LABELS] if kind == TRUST and LABELS in arrays else first.get(side)
         arrays[kind], unit = latents.array(kind, count, taps, len(shape) < 2, known)
         if kind <= COLUMN_STEPS:
             must(unit < len(UNITS), "an unknown unit of step codes")
@@ -160,7 +160,8 @@ def read_latents(latents: Latents, record: Record) -> dict[int, list[int]]:
     if coding.prediction:
         read(CONFIDENCE, "columns" if coding.transposed else "rows", math.prod(shape[:split]))
     if coding.tools.memory:
-        read(LABELS, "columns", coding.columns)
+        if coding.tools.memory.limit < 17:
+            read(LABELS, "columns", coding.columns)
         read(TRUST, "columns", coding.columns)
     must(not any(arrays[COLUMN_STEPS]) or not (coding.tools.codebook or coding.labelling == 2), "column steps where there are none")
     return arrays

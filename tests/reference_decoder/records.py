@@ -208,6 +208,8 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     ctus = -(-rows // height) * -(-columns // width)
     must(ctus == 1 or height * width >= 1 << 12, "several CTUs that are too small")
     must(latents != JOINED or ctus <= 1 << 12, "too many joined CTUs")
+    if tools.memory and tools.memory.limit == 17:
+        must(latents != JOINED and height == rows, "labels in front of CTUs that are joined or not as high as the plane")
     lengths = [0 if latents == JOINED else lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
     return Coding(transposed, follow, labelling, split, states, shift, step, model, base, row_codes, column_codes, row_steps,
                   column_steps, prediction, tools, rows, columns, height, width, lengths, latents, latent_bytes)
@@ -255,14 +257,15 @@ def read_tools(lanes: dict[str, Bytes], used: int, latents: int, columns: int, m
             tools.transform.append((number, stride))
     if used & 2:
         limit = lanes["tools"].byte()
-        must(limit <= 16, "the limit of a memory")
+        must(limit <= 17, "the limit of a memory")
         centres = None
-        if limit == 16:
+        if limit >= 16:
             fields = [lanes["tools"].byte() for _ in range(3)]
             must(1 <= fields[0] <= min(64, rows if transposed else columns), "a number of centres")
             must(fields[1] <= 7 and fields[2] <= 128, "steps or scale of centres")
             centres = Centres(fields[0], fields[1], fields[2] - 64, lanes["lengths"].varint(1 << 43))
-        tools.memory = Memory(limit, read_codes(lanes, latents), read_codes(lanes, latents), centres)
+        labels = Codes(0, 0, 0) if limit == 17 else read_codes(lanes, latents)
+        tools.memory = Memory(limit, labels, read_codes(lanes, latents), centres)
     if used & 4:
         tools.tree = read_tree(lanes)
     if used & 8:
