@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from .errors import Corruption, InvalidArgument
 
+LEFT = 1 << 16  # bytes of a read from which on it is worth a system call
 
 @dataclass(eq=False)
 class Storage:
@@ -36,12 +37,21 @@ class Storage:
             self.count += length
             if self.stamp:
                 self._check()
-                return self._file[offset : offset + length]
+                found = self._file[offset : offset + length]
+                self._leave(offset, len(found))
+                return found
             try:
                 self._file.seek(offset)
                 return _read_fully(self._file, length)
             except (OSError, ValueError) as problem:
                 raise InvalidArgument(f"{self.label}: {problem}") from None
+
+    def _leave(self, offset: int, length: int) -> None:
+        """Take pages that were read out of the memory of the process; the system keeps them as long as it has room.  They would count as its own until the
+        file is closed, and when a checkpoint is loaded that is as long as all of its tensors are decoded."""
+        if length >= LEFT and hasattr(mmap, "MADV_DONTNEED") and isinstance(self._file, mmap.mmap):
+            first = offset - offset % mmap.PAGESIZE
+            self._file.madvise(mmap.MADV_DONTNEED, first, offset + length - first)
 
     def _check(self) -> None:
         try:

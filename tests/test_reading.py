@@ -356,3 +356,21 @@ def test_checksums_of_parts_are_as_the_page_says(file, tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(data)
     with pytest.raises(Corruption, match="checksum differs"):
         nnc.verify(tmp_path / "damaged.safetensors")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_pages_that_were_read_are_given_back(tmp_path):
+    """What is mapped counts as memory of the process only while it is read."""
+    path = tmp_path / "t.safetensors"
+    nnc.compress({f"w{n}": torch.randn(400, 500, generator=torch.Generator().manual_seed(n)) for n in range(4)}, path, bits=6)
+
+    def mapped() -> int:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        at = [number for number, line in enumerate(lines) if line.endswith(str(path))]
+        return sum(1024 * int(next(line for line in lines[n:] if line.startswith("Rss:")).split()[1]) for n in at)
+
+    with nnc.open(path) as file:
+        for name in file.keys():
+            file.tensor(name)
+            assert mapped() <= 1 << 17
+    assert path.stat().st_size > 5e5
