@@ -116,7 +116,7 @@ def _match(found: Alignment, spec: TensorSpec, tensor: torch.Tensor, base: torch
         return Match(digest)
     best: tuple[float, tuple[np.ndarray | None, np.ndarray | None], np.ndarray] | None = None
     for orders in _possible_orders(found, weights, other):
-        confidence, saved = _trust(weights, predict(other, *orders, np.zeros(len(other), np.int16)))
+        confidence, saved = trust_rows(weights, predict(other, *orders, np.zeros(len(other), np.int16)))
         saved -= sum(8 * len(encode_permutation(order)) for order in orders if order is not None and not found.knows(order))
         if best is None or saved > best[0]:
             best = saved, orders, confidence
@@ -164,7 +164,7 @@ def _assign(weights: np.ndarray, other: np.ndarray) -> np.ndarray:
     return linear_sum_assignment(cosines, maximize=True)[1].astype(np.int64)
 
 
-def _trust(weights: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, float]:
+def trust_rows(weights: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, float]:
     """Codes of the confidence of every row, and the bits that the prediction saves if the levels are fine."""
     product = np.einsum("ij,ij->i", weights, prediction, dtype=np.float64)
     before = np.square(weights, dtype=np.float64).sum(1)

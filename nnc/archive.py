@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,6 +33,7 @@ from .container import (
 )
 from .decoder import ReferenceReader, decode_unit, start_record
 from .errors import Corruption, InvalidArgument
+from .kept import Kept, count_bases
 from .reading import Place, Stored, check_parts, read_joined, read_rows, read_stored, read_unit
 from .selection import Rows, TensorSlice, select_rows
 from .unit import Record
@@ -165,7 +166,13 @@ class Archive:
         if record.joined:
             return self._read_joined(place)[record.name].clone()
         part = memoryview(read_unit(place.file, place.index))[place.at : place.at + record.stored]
-        return start_record(record, part, directory.bank, self.pool, (), directory.matrices)(None)[0]
+        permutations = directory.reference.permutations if directory.reference else ()
+        base = self._decode_named(record.base) if record.base else None
+        return start_record(record, part, directory.bank, self.pool, permutations, directory.matrices)(base)[0]
+
+    def _decode_named(self, name: str) -> torch.Tensor:
+        """One that is stored under its own name and foretells others."""
+        return self._decode_alone(self._places[name].record)
 
     def _read_joined(self, place: Place) -> dict[str, torch.Tensor]:
         """The joined tensors of a unit that need no reference; those of the last unit that was asked for are kept, since small tensors are asked for
@@ -230,7 +237,8 @@ class Archive:
         """A tensor as it is stored, an alias as what it stands for."""
         return read_stored(self._places[self.sources[name]])
 
-    def _start(self, file: Container, index: int, records: tuple[Record, ...]):
+    def _start(self, file: Container, index: int, records: tuple[Record, ...], earlier: Callable[[str], torch.Tensor] | None = None):
+        """earlier: gives tensors of earlier units, else those that are needed are decoded."""
         directory = file.directory
         reference = self.reference if directory.units[index].reference else None
         permutations = directory.reference.permutations if directory.reference else ()
@@ -243,6 +251,7 @@ class Archive:
             reference,
             permutations,
             directory.matrices,
+            earlier or self._decode_named,
         )
 
     @cached_property
@@ -258,23 +267,28 @@ class Archive:
     def tensors(self, names: set[str] | None = None, ahead: float = AHEAD) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of every tensor that is not an alias, in the order of the files.
 
-        names: only units with one of these; ahead: bytes of tensors that may wait decoded, beside the unit that is handed out.
+        names: only units with one of these; ahead: bytes of tensors that may wait decoded, beside the unit that is handed out, and of those that are kept as
+        they foretell others to come; whoever takes them must not write to them before the last one came.
         """
+        units = [
+            (file, index, records)
+            for file in self.files
+            for index, records in enumerate(file.unit_records())
+            if any(record.kind != "alias" and (names is None or record.name in names) for record in records)
+        ]
+        kept = Kept(count_bases(records for _, _, records in units), ahead, self._decode_named)
         waiting: deque = deque()
         pending = 0
-        for file in self.files:
-            for index, records in enumerate(file.unit_records()):
-                own = [record for record in records if record.kind != "alias"]
-                if not own or (names is not None and not any(record.name in names for record in own)):
-                    continue
-                size = sum(record.nbytes for record in own)
-                while waiting and pending - waiting[0][0] + size > ahead:  # the first is handed out
-                    pending -= waiting[0][0]
-                    yield from _finish(*waiting.popleft()[1:])
-                pending += size
-                waiting.append((size, own, self._start(file, index, records)))
+        for file, index, records in units:
+            own = [record for record in records if record.kind != "alias"]
+            size = sum(record.nbytes for record in own)
+            while waiting and pending - waiting[0][0] + size > ahead:  # the first is handed out
+                pending -= waiting[0][0]
+                yield from kept.watch(_finish(*waiting.popleft()[1:]))
+            pending += size
+            waiting.append((size, own, self._start(file, index, records, kept.take)))
         while waiting:
-            yield from _finish(*waiting.popleft()[1:])
+            yield from kept.watch(_finish(*waiting.popleft()[1:]))
 
 
 def _finish(records: list[Record], wait) -> Iterator[tuple[str, torch.Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from .errors import Unsupported
 from .packing import join_tensors
 from .prediction.reference import digest_unit
 from .tools import Matrices
+from .unit import Record
 
 BUNDLE = 1 << 16  # small tensors are bundled into units of at most this many bytes ...
 LARGE = 1 << 22  # ... and of this many decoded ones, which are decoded together
@@ -103,21 +105,27 @@ def assemble_files(
     """Lay out the tensors in files of at most `limit` bytes of units (one tensor may be more); `targets`: name of an alias ->
     name it stands for.
 
-    An alias goes to the file of its target, so that every file is complete in itself.
+    An alias goes to the file of its target, and a tensor to that of the one that foretells it, so that every file is complete in itself.
     """
     shown = _shown(encoded) if limit and Origin.from_json(origin).kind == "hf" else None
+    bases = {e.record.name: e.record.base for e in encoded if e.record.base}
+    together: Counter = Counter()  # bytes of a tensor and of those that it foretells
+    for e in encoded:
+        together[bases.get(e.record.name, e.record.name)] += len(e.data)
     shard_of: dict[str, int] = {}
     sizes = [0]
     for e in encoded:
-        if e.record.name in targets:
+        name = e.record.name
+        if name in targets or name in bases:
             continue
-        if limit and sizes[-1] and sizes[-1] + len(e.data) > limit:
+        if limit and sizes[-1] and sizes[-1] + together[name] > limit:
             sizes.append(0)
-        sizes[-1] += len(e.data)
-        shard_of[e.record.name] = len(sizes) - 1
+        sizes[-1] += together[name]
+        shard_of[name] = len(sizes) - 1
     shards: list[list[EncodedTensor]] = [[] for _ in sizes]
     for e in encoded:
-        shards[shard_of[targets.get(e.record.name, e.record.name)]].append(e)
+        target = targets.get(e.record.name, e.record.name)
+        shards[shard_of[bases.get(target, target)]].append(e)
     identity = checksum(b"".join(e.content.to_bytes(4, "little") for e in encoded)) if len(shards) > 1 else 0
     files = tuple(
         _build_parts(members, targets, bank, origin, Shard(number, len(shards), identity), reference, matrices, shown)
@@ -167,12 +175,20 @@ def _build_parts(
             final += joined
         digest = chain_digests([d for e in group for d in e.digests])
         units.append(Unit(len(group), own, checksum(data[-1]), digest, _digest_reference(group), len(stream)))
-    records = tuple(
-        replace(record, target=index[targets[record.name]]) if record.name in targets else record for record in final
-    )
+    records = tuple(_with_number(record, index, targets) for record in final)
     used = reference if any(unit.reference for unit in units) else None
     turned = any(record.coding and record.coding.tools.transform for record in records)
     return FileParts(Directory(bank, origin, records, tuple(units), shard, used, matrices if turned else ()), tuple(data))
+
+
+def _with_number(record: Record, index: dict[str, int], targets: dict[str, str]) -> Record:
+    """A record with the number of the one that it stands for, or is foretold by."""
+    if record.name in targets:
+        return replace(record, target=index[targets[record.name]])
+    if not record.base:
+        return record
+    prediction = replace(record.coding.prediction, back=index[record.name] - index[record.base])
+    return replace(record, coding=replace(record.coding, prediction=prediction))
 
 
 def _shown(encoded: Sequence[EncodedTensor]) -> str | None:

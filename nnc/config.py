@@ -15,6 +15,7 @@ TARGETS = ("bits", "size", "snr", "step", "kl")
 TOOLS = {  # name: whether it pays on trained networks, so that it is among the default ones
     "transform": True,
     "memory": True,
+    "inter": True,
     "tree": False,
     "outliers": False,
     "codebook": False,
@@ -96,7 +97,7 @@ class Config:
     that (slow), or none; shard_bytes: of the files
     in a folder, default 5e9; lossless: keep every value, in place of a target; tools: that may be used where they pay, their names with commas between, or default,
     all, none; access: "tensor", or "rows" for tables (embeddings) of
-    which single rows are read with still fewer bytes, which then use no memory but a few centres, no outliers, codebook or tiles; entropy: "static" tables, or networks that
+    which single rows are read with still fewer bytes, which then use no memory but centres, no other tensor, no outliers, codebook or tiles; entropy: "static" tables, or networks that
     choose a table for every level where that saves bytes, from scales ("hyper") or also from the levels before ("context", slow to load); rules: the last that matches a tensor counts.
     """
 

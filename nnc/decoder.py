@@ -56,9 +56,10 @@ def decode_unit(
     reference: ReferenceReader | None = None,
     permutations: Permutations = (),
     matrices: Matrices = (),
+    earlier: Callable[[str], torch.Tensor] | None = None,
 ) -> Callable[[], list[torch.Tensor]]:
     """Start to decode a unit; the returned function waits for the tensors of its records (aliases left out) and checks the
-    digest.  permutations, matrices: of the directory.
+    digest.  permutations, matrices: of the directory; earlier: gives tensors of earlier units, which it is asked for while the returned function runs.
 
     Raises Corruption at once if the checksum of `data` differs, later if the streams do not decode to the levels that were coded;
     InvalidArgument if the reference is not the one that the unit was made with.
@@ -81,17 +82,19 @@ def decode_unit(
     def wait() -> list[torch.Tensor]:
         bases = _read_reference(unit, records, reference)
         ready = {record.name: found for (record, _), found in zip(joined, together())}
-        results = []
+        results = {}
         for (record, _), base in zip(own, bases):
             if record.joined:
                 found = ready.pop(record.name)
-                results.append((found.coded.finish(found.decoded, base, permutations), found.decoded.digests))
-            else:
-                results.append(jobs[record.name](base))
-        digest = chain_digests([d for _, digests in results for d in digests])
+                results[record.name] = found.coded.finish(found.decoded, base, permutations), found.decoded.digests
+                continue
+            if record.base:
+                base = results[record.base][0] if record.base in results else earlier(record.base)
+            results[record.name] = jobs[record.name](base)
+        digest = chain_digests([d for _, digests in results.values() for d in digests])
         if digest != unit.digest:
             raise Corruption(f"unit of {records[0].name!r}: digest of the levels differs: the file is damaged")
-        return [tensor for tensor, _ in results]
+        return [tensor for tensor, _ in results.values()]
 
     return wait
 

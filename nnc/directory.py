@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .bits import Reader, Writer
@@ -18,7 +19,7 @@ from .prediction.permutation import (
 from .prediction.reference import DIGEST
 from .tools import Matrices
 from .transform.matrices import MAX_MATRICES, read_matrix, write_matrix
-from .unit import MAX_TENSORS, Record
+from .unit import CODED_DTYPES, MAX_TENSORS, Record
 
 MAX_ORIGIN = 1 << 24
 MAX_DIRECTORY = 1 << 28
@@ -183,7 +184,8 @@ class Directory:
         number = data.varint("number of tensors", MAX_TENSORS)
         lanes = Lanes.make(lambda: Reader(data.block("lane", MAX_DIRECTORY)))
         known = bank.count, permutations, matrices, len(bank.networks)
-        records = tuple(Record.read(lanes, index, *known) for index in range(number))
+        read = [Record.read(lanes, index, *known) for index in range(number)]
+        records = tuple(_with_base(record, index, read) for index, record in enumerate(read))
         for name, lane in zip(Lanes._fields, lanes):
             lane.finish(f"lane of {name}")
         units: list[Unit] = []
@@ -200,6 +202,18 @@ class Directory:
             if record.kind == "alias":
                 _check_alias(record, records)
         return cls(bank, origin, records, tuple(units), shard, reference, matrices)
+
+
+def _with_base(record: Record, index: int, records: Sequence[Record]) -> Record:
+    """A record with the name of the earlier tensor that foretells it; Corruption if that cannot be."""
+    back = record.coding.prediction.back if record.coding and record.coding.prediction else 0
+    if not back:
+        return record
+    base = records[index - back]
+    differs = base.shape != record.shape or base.dtype not in CODED_DTYPES
+    if differs or base.kind in ("alias", "same") or base.filter == "reference" or (base.coding and base.coding.prediction):
+        raise Corruption(f"tensor {record.name!r} is foretold by {base.name!r}, which does not match: the file is damaged")
+    return replace(record, base=base.name)
 
 
 def _check_alias(record: Record, records: tuple[Record, ...]) -> None:

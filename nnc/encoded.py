@@ -18,13 +18,14 @@ from .unit import Record
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """The prediction of a tensor from its counterpart in a reference.  plane: float32 (rows, columns), not transposed; orders: numbers
-    of the permutations it was made with; confidence: int16 codes of its rows; digest: of the counterpart."""
+    """The prediction of a tensor from its counterpart in a reference, or from an earlier tensor.  plane: float32 (rows, columns), not transposed; orders:
+    numbers of the permutations it was made with; confidence: int16 codes of its rows; digest: of the counterpart; base: name of the earlier tensor."""
 
     plane: np.ndarray
     orders: tuple[int, int]
     confidence: np.ndarray
-    digest: bytes
+    digest: bytes = b""
+    base: str = ""
 
 
 @dataclass(frozen=True, eq=False)

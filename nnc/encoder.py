@@ -321,8 +321,9 @@ def encode_plane(
     )
     parts += job.outliers.data if job.outliers else b""
     coding, data = pack_tensor(coding, tuple(tensor.shape), latents, parts, streams)
-    joint = Joint(latents, parts, pushes, 3 * tensor.numel() + 4 * len(tiles)) if may_join(coding, data) else None
-    record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding)
+    base = job.predicted.base if job.predicted else ""
+    joint = Joint(latents, parts, pushes, 3 * tensor.numel() + 4 * len(tiles)) if may_join(coding, data) and not base else None
+    record = Record(name, tensor.dtype, tuple(tensor.shape), "coded", coding=coding, base=base)
     loss = None
     if job.sensitivity:
         wrong = values - plane

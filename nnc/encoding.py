@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from .cluster.choice import Request, encode_best
 from .config import Config
 from .directory import ReferenceEntry
 from .encoded import PLAIN, EncodedTensor, Layout, Outlying, Predicted
-from .encoder import encode_calibrated, encode_coded
+from .encoder import encode_calibrated, encode_coded, make_plane
 from .entropy.explicit import NETWORKS, ModelBank
 from .entropy.parametric import SHAPES
 from .exact import encode_exact, encode_plain, encode_same
@@ -24,8 +25,11 @@ from .learning.choice import Candidates, choose_networks, levels_of
 from .memories import surely_saves
 from .plan import Plan
 from .quantize.trellis import LABELLINGS
+from .powers import measure_powers
 from .rdo import Search
+from .rebuilt import decode_tensor
 from .sensitivity import Sensitivity, short_step
+from .siblings import NO_SIBLINGS, Siblings
 from .tiling.choice import encode_alternative
 from .tools import NO_TOOLS, Matrices
 from .unit import Record
@@ -39,7 +43,7 @@ FIXED = ("exact", "plain", "same")  # treatments that do not depend on the facto
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """One request: a checkpoint, its plans, what was asked for.  limit: bytes per file, None for a single one; alignment: with the
-    reference; matrices: of bases; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next; candidates: the networks that are tried, once there are some."""
+    reference; matrices: of bases; siblings: tensors that foretell others; relief: how much coarser than where tensors start to vanish steps may become; fixed: tensors that do not depend on the factor, kept from one call to the next; candidates: the networks that are tried, once there are some."""
 
     checkpoint: Checkpoint
     plans: list[Plan]
@@ -49,6 +53,7 @@ class Encoding:
     limit: int | None
     alignment: Alignment | None = None
     matrices: Matrices = ()
+    siblings: Siblings = NO_SIBLINGS
     relief: float = 1.0
     fixed: dict[str, EncodedTensor] = field(default_factory=dict)
     candidates: list[Candidates] = field(default_factory=list)
@@ -78,9 +83,11 @@ class Encoding:
         )
 
         def work(plan: Plan) -> EncodedTensor:
-            if plan.treatment == "coded":
-                return self._encode_coded(plan, *choices[plan.name], bank)
-            return self._encode_other(plan, typical, factor)
+            if plan.treatment != "coded":
+                return self._encode_other(plan, typical, factor)
+            sibling = self.siblings.found.get(plan.name) if plan.predicted else None
+            base = decode_tensor(ready[sibling.base], bank, self.alignment, self.matrices) if sibling else None
+            return self._encode_coded(plan, *choices[plan.name], bank, base)
 
         total, done = sum(plan.nbytes for plan in self.plans), 0
 
@@ -90,7 +97,12 @@ class Encoding:
             if self.progress:
                 self.progress(done, total, f"compress {plan.name}")
 
-        encoded = self.workers.map(work, self.plans, [plan.spec.numel for plan in self.plans], finished)
+        ready: dict[str, EncodedTensor] = {}
+        for later in (False, True):  # those that others foretell come after these
+            plans = [plan for plan in self.plans if (plan.predicted and plan.name in self.siblings.found) == later]
+            done_now = self.workers.map(work, plans, [plan.spec.numel for plan in plans], finished)
+            ready |= {plan.name: e for plan, e in zip(plans, done_now)}
+        encoded = [ready[plan.name] for plan in self.plans]
         self.fixed.update({e.record.name: e for e, plan in zip(encoded, self.plans) if plan.treatment in FIXED})
         if not any(e.record.kind == "coded" and e.record.coding.model >= SHAPES for e in encoded):
             bank = ModelBank()  # no tensor took to the explicit tables
@@ -115,10 +127,10 @@ class Encoding:
         explicit = any(e.record.coding and SHAPES <= e.record.coding.model < NETWORKS for e in encoded)
         return encoded, bank if explicit else replace(bank, sets=())
 
-    def _encode_coded(self, plan: Plan, step: float, search: Search, bank: ModelBank) -> EncodedTensor:
-        """A quantized tensor, in the way that costs least of those that may be tried."""
+    def _encode_coded(self, plan: Plan, step: float, search: Search, bank: ModelBank, base: torch.Tensor | None = None) -> EncodedTensor:
+        """A quantized tensor, in the way that costs least of those that may be tried.  base: the earlier tensor that foretells it, as it is decoded."""
         tensor, pool = self.checkpoint.read(plan.name), self.workers.within(plan.spec.numel, self.elements)
-        predicted = self._predicted(plan)
+        predicted = self._predicted(plan) if base is None else self.siblings.predicted(plan.name, base)
         follow = self.asked.follow and not predicted
         price = step**2 / 2 * search.lagrangian if plan.sensitivity else None
 
@@ -135,6 +147,8 @@ class Encoding:
         else:
             best = encode(plan.layout, plan.sensitivity)
             best = min(best, other, key=lambda encoded: encoded.cost(price)) if other else best
+        if base is not None and not self.siblings.surely_saves(plan.name):
+            best = min(best, self._encode_alone(plan, tensor, step, search, bank, pool), key=lambda encoded: encoded.cost(price))
         tools = set() if plan.layout.strips and self.asked.access == "rows" else self.asked.chosen_tools  # these join rows
         if tools & {"outliers", "codebook"}:
             base = predicted.plane if predicted else None
@@ -156,6 +170,16 @@ class Encoding:
         if "tiles" in tools and not (plan.sensitivity or predicted):
             best = encode_alternative(plan.name, tensor, best, step, search.lagrangian)
         return best
+
+    def _encode_alone(
+        self, plan: Plan, tensor: torch.Tensor, step: float, search: Search, bank: ModelBank, pool: Executor | None
+    ) -> EncodedTensor:
+        """A tensor that another one might foretell, without that."""
+        if plan.sensitivity:
+            how = step, search, bank, pool, self.asked.substitution, None, self.relief, plan.layout
+            return encode_calibrated(plan.name, tensor, plan.sensitivity, *how)
+        powers = measure_powers(make_plane(tensor)[1])
+        return encode_coded(plan.name, tensor, powers, step, search, bank, pool, self.asked.follow, layout=plan.layout)
 
     def _predicted(self, plan: Plan) -> Predicted | None:
         return self.alignment.predicted(plan.name) if plan.predicted else None

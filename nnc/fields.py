@@ -116,11 +116,22 @@ class Orders:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is added to a coded tensor: its counterpart in the reference, rearranged; confidence: codes of the rows, -8..0."""
+    """What is added to a coded tensor: its counterpart in the reference, or the tensor of the record `back` before its own, rearranged; back: 0 for
+    the reference; confidence: codes of the rows, -8..0."""
 
     orders: Orders
     confidence: Codes
+    back: int = 0
 
     def write(self, out: Lanes) -> None:
+        out.predictions.varint(self.back)
         self.orders.write(out)
         self.confidence.write(out)
+
+    @classmethod
+    def read(cls, data: Lanes, shape: tuple[int, int], index: int, permutations: Permutations | None, learned: bool) -> Prediction:
+        """Of the record of this number, whose plane has this shape; permutations: of the reference, None if there is none."""
+        back = data.predictions.varint("distance to the tensor that foretells another", index)
+        if permutations is None and not back:
+            raise Corruption("a tensor is taken from a reference, the file has none: the file is damaged")
+        return cls(Orders.read(data, shape, permutations or ()), Codes.read(data, learned), back)

@@ -115,7 +115,7 @@ def _describe(record: Record, total: int, joined: int) -> TensorInfo:
         record.name,
         record.shape,
         str(record.dtype).removeprefix("torch."),
-        "tied" if record.tied else "predicted" if coding and coding.prediction else record.kind,
+        "tied" if record.tied else "predicted" if coding and coding.prediction and not record.base else record.kind,
         quantized and quantized.step,
         coding and coding.states,
         coding and LABELLINGS.value(coding.labelling),
@@ -124,6 +124,6 @@ def _describe(record: Record, total: int, joined: int) -> TensorInfo:
         8 * stored / max(1, record.elements),
         quantized and quantized.noise / 2,
         stored / total,
-        coding.tools.names if coding else (),
+        (coding.tools.names + (("inter",) if record.base else ())) if coding else (),
         coding and coding.latents,
     )

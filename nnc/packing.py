@@ -16,7 +16,7 @@ from .container import OWN_ENTRY
 from .encoded import EncodedTensor, Joint
 from .entropy.latents import LatentCoder, LatentModel
 from .entropy.scales import encode_codes
-from .fields import LEARNED_CODES, Codes, Prediction, Steps
+from .fields import LEARNED_CODES, Codes, Steps
 from .kernels.latents import push_bits
 from .kernels.words import end_words
 from .latents import Latents, write_latents
@@ -61,7 +61,7 @@ def _with_codes(coding: Coding, codes: dict[str, Codes], units: tuple[int, int])
     if tools.memory:
         tools = replace(tools, memory=replace(tools.memory, labels=tools.memory.labels and codes["labels"], confidence=codes["trust"]))
     if prediction:
-        prediction = Prediction(prediction.orders, codes["confidence"])
+        prediction = replace(prediction, confidence=codes["confidence"])
     steps = Steps(codes["row steps"], units[0]), Steps(codes["column steps"], units[1])
     return replace(coding, rows=codes["rows"], columns=codes["columns"], row_steps=steps[0], column_steps=steps[1], prediction=prediction, tools=tools)
 

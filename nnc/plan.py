@@ -32,6 +32,7 @@ from .memories import choose_memory
 from .partition.planes import MAX_AXES, choose_split
 from .powers import Powers, measure_powers
 from .sensitivity import Sensitivity, measure_sensitivity
+from .siblings import NO_SIBLINGS, Siblings
 from .unit import CODED_DTYPES, DTYPES, MAX_ELEMENTS, MAX_NAME
 from .workers import Workers
 
@@ -93,9 +94,10 @@ def plan_tensors(
     statistics: Statistics | None = None,
     alignment: Alignment | None = None,
     bases: Bases = NO_BASES,
+    siblings: Siblings = NO_SIBLINGS,
 ) -> list[Plan]:
     """Read every tensor once and plan it, in the order of the checkpoint; statistics: of the same network, from calibration;
-    alignment: with the reference; bases: of `survey_bases`."""
+    alignment: with the reference; bases: of `survey_bases`; siblings: tensors that foretell others."""
     check_tensors(checkpoint, asked)
     codable = sum(spec.dtype in CODED_DTYPES for spec in checkpoint.specs)
     most = max(1 << 12, min(SAMPLE, SAMPLES // max(1, codable)))
@@ -110,7 +112,7 @@ def plan_tensors(
 
     surveys = workers.map(
         lambda spec: _survey(
-            checkpoint, spec, asked, most, statistics, alignment, bases, workers.within(spec.numel, elements)
+            checkpoint, spec, asked, most, statistics, alignment, bases, siblings, workers.within(spec.numel, elements)
         ),
         checkpoint.specs,
         [spec.numel for spec in checkpoint.specs],
@@ -152,6 +154,7 @@ def _survey(
     statistics: Statistics | None,
     alignment: Alignment | None,
     bases: Bases,
+    siblings: Siblings,
     pool: Executor | None,
 ) -> tuple[tuple | None, Plan]:
     """The fingerprint of a tensor (None if it must not become an alias) and its plan as if it were the only one."""
@@ -176,13 +179,14 @@ def _survey(
     if (powers.peaks == powers.peaks[0]).all() and (plane == plane[0, 0]).all():
         return key, Plan(spec, "exact")
     factor = rule.step_factor if rule else 1.0
-    match_less = alignment is None or alignment.predicted(spec.name) is None
-    layout = Layout(bases.chosen.get(spec.name), strips=STRIPS[asked.access] if match_less and is_table(spec.shape) else 0)
+    prediction = alignment.predicted(spec.name) if alignment else None
+    if spec.name in siblings.found and not (asked.access == "rows" and is_table(spec.shape)):
+        prediction = siblings.predicted(spec.name, checkpoint.read(siblings.found[spec.name].base))
+    layout = Layout(bases.chosen.get(spec.name), strips=STRIPS[asked.access] if not prediction and is_table(spec.shape) else 0)
     original = _find_statistics(spec, plane.shape, statistics)
     found = layout.basis.statistics(original) if original and layout.basis else original
     sensitivity = _sensitivity(found, factor)
     plan = Plan(spec, "vector", factor, rms=powers.rms, powers=powers, sensitivity=sensitivity)
-    prediction = alignment.predicted(spec.name) if alignment else None
     if choose_split(spec.shape) == 0 or (spec.numel <= SMALL and not sensitivity):
         return key, replace(plan, predicted=prediction is not None)
     weights_of, plane = plane, layout.coefficients(plane)
@@ -210,8 +214,10 @@ def is_table(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and shape[0] >= TABLE_ROWS and shape[0] >= 3 * shape[1]
 
 
-def survey_bases(checkpoint: Checkpoint, asked: Config, workers: Workers, alignment: Alignment | None = None) -> Bases:
-    """Bases for the tensors that will be coded; those that a reference foretells keep theirs."""
+def survey_bases(
+    checkpoint: Checkpoint, asked: Config, workers: Workers, alignment: Alignment | None = None, siblings: Siblings = NO_SIBLINGS
+) -> Bases:
+    """Bases for the tensors that will be coded; those that a reference or another tensor foretells keep theirs."""
     if "transform" not in asked.chosen_tools or asked.lossless:
         return NO_BASES
 
@@ -220,7 +226,7 @@ def survey_bases(checkpoint: Checkpoint, asked: Config, workers: Workers, alignm
         kept = spec.tied_to or (rule and rule.action in ("skip", "exact"))
         if kept or spec.dtype not in CODED_DTYPES or choose_split(spec.shape) != 1 or spec.numel <= SMALL:
             return False
-        return alignment is None or spec.name not in alignment.matches
+        return spec.name not in siblings.found and (alignment is None or spec.name not in alignment.matches)
 
     def work(spec: TensorSpec) -> Survey:
         return survey_plane(spec.name, tuple(spec.shape), make_plane(checkpoint.read(spec.name))[1])

@@ -14,20 +14,15 @@ from math import inf, log2
 
 import torch
 
-from .alignment import Alignment
 from .assembly import Assembly, assemble_files
-from .coder import chain_digests, checksum
-from .decoder import decode_unit
-from .directory import Unit
 from .encoded import EncodedTensor
 from .encoder import count_noise, make_plane
 from .encoding import Encoding
 from .entropy.explicit import ModelBank
 from .kernels.planes import error_and_energy
-from .prediction.reference import digest_unit
 from .powers import measure_powers
+from .rebuilt import decode_tensor
 from .sensitivity import Sensitivity
-from .tools import Matrices
 from .vectors import encode_vector
 
 # (state before, state after) -> divergence after, in parts of that before
@@ -53,20 +48,13 @@ def gain_bits(left: float) -> float:
     return -log2(max(left, 1e-9)) / 2 if left < 1 else 0.0
 
 
-def decode_tensor(
-    encoded: EncodedTensor, bank: ModelBank, alignment: Alignment | None = None, matrices: Matrices = ()
-) -> torch.Tensor:
-    """The tensor of an encoded one, as readers of the file will see it; checks its digests.  alignment: with the reference; matrices: of bases."""
-    used = digest_unit([encoded.reference]) if encoded.reference else b""
-    unit = Unit(1, False, checksum(encoded.data), chain_digests(list(encoded.digests)), used)
-    reader, orders = (alignment.reader, tuple(alignment.permutations)) if alignment else (None, ())
-    return decode_unit(unit, (encoded.record,), encoded.data, bank, None, reader, orders, matrices)()[0]
-
-
 def decode_all(assembly: Assembly, encoding: Encoding) -> dict[str, torch.Tensor]:
     """All tensors under their names; aliases share the memory of what they stand for."""
     bank = assembly.files[0].directory.bank
-    state = {e.record.name: decode_tensor(e, bank, encoding.alignment, encoding.matrices) for e in assembly.encoded if e.record.kind != "alias"}
+    state: dict[str, torch.Tensor] = {}
+    for e in assembly.encoded:
+        if e.record.kind != "alias":
+            state[e.record.name] = decode_tensor(e, bank, encoding.alignment, encoding.matrices, state.get(e.record.base))
     return {plan.name: state[plan.target or plan.name] for plan in encoding.plans}
 
 

@@ -30,7 +30,7 @@ from .entropy.explicit import NETWORKS
 from .entropy.parametric import CLASSES
 from .entropy.scales import LEARNED
 from .errors import Corruption
-from .fields import MAX_BYTES, Codes, Lanes, Orders, Permutations, Prediction, Steps
+from .fields import MAX_BYTES, Codes, Lanes, Permutations, Prediction, Steps
 from .partition.grid import Grid, checked_grid
 from .partition.planes import MAX_AXES, plane_shape
 from .partition.tree import check_cells
@@ -137,10 +137,10 @@ class Coding:
             out.lengths.varint(length)
 
     @classmethod
-    def read(cls, data: Lanes, shape: tuple[int, ...], models: int, permutations: Permutations | None, matrices: Matrices,
+    def read(cls, data: Lanes, shape: tuple[int, ...], models: int, predicted: bool, index: int, permutations: Permutations | None, matrices: Matrices,
              networks: int = 0) -> Coding:
-        """permutations: those of the directory for a predicted tensor, None for one that is coded alone; matrices: of the directory;
-        models, networks: numbers of tables and networks that it may name."""
+        """predicted: whether it is coded as a difference; index: of the record; permutations: those of the reference, None if there is none; matrices: of
+        the directory; models, networks: numbers of tables and networks that it may name."""
         latents, flags = Tools.read_flags(data)
         learned = latents != "static"
         head = data.recipes.byte("labelling and plane recipe")
@@ -167,9 +167,7 @@ class Coding:
         rows, columns, row_steps, column_steps = (kind.read(data, learned) for kind in (Codes, Codes, Steps, Steps))
         if labelling == 2 and (transposed or column_steps.codes.mode not in ("none", LEARNED)):
             raise Corruption("the logarithmic grid has neither column steps nor transposed planes: the file is damaged")
-        prediction = None
-        if permutations is not None:
-            prediction = Prediction(Orders.read(data, plane_shape(shape, split), permutations), Codes.read(data, learned))
+        prediction = Prediction.read(data, plane_shape(shape, split), index, permutations, learned) if predicted else None
         if labelling == 2 and prediction:
             raise Corruption("the logarithmic grid has no predictions: the file is damaged")
         tools = Tools.read(data, flags, learned, plane_shape(shape, split), transposed, prod(shape[split + 1 :]), shift, matrices)
@@ -182,6 +180,8 @@ class Coding:
         width = data.grids.varint("CTU width", MAX_ELEMENTS) if height else wide
         grid = checked_grid(high, wide, height or high, width)
         if latents == "joined":
+            if prediction and prediction.back:
+                raise Corruption("a joined tensor is foretold by another of its file: the file is damaged")
             if grid.count > MAX_JOINED:
                 raise Corruption(f"{grid.count} joined CTUs, the limit is {MAX_JOINED}: the file is damaged")
         elif grid.count > data.lengths.left:  # every stream length takes a byte at least
@@ -271,11 +271,12 @@ class Record:
     value: bytes = b""
     coding: Coding | None = None
     tiles: TileCoding | None = None
+    base: str = ""  # the earlier tensor of the same file that foretells this one
 
     @property
     def referenced(self) -> bool:
         """Whether the tensor takes anything from the reference."""
-        return self.kind == "same" or self.filter == "reference" or bool(self.coding and self.coding.prediction)
+        return self.kind == "same" or self.filter == "reference" or bool(self.coding and self.coding.prediction and not self.base)
 
     @property
     def joined(self) -> bool:
@@ -332,7 +333,7 @@ class Record:
         if prod(size for size in shape if size) > MAX_ELEMENTS:
             raise Corruption(f"tensor {name!r} has the shape {shape}, the limit is {MAX_ELEMENTS}: the file is damaged")
         record = cls(name, dtype, shape, "coded" if kind == "predicted" else kind)
-        if permutations is None and kind in ("same", "predicted"):
+        if permutations is None and kind == "same":
             raise Corruption(f"tensor {name!r} is taken from a reference, the file has none: the file is damaged")
         if kind == "exact":
             chosen = FILTERS.value(data.values.byte("filter"))
@@ -353,6 +354,6 @@ class Record:
                 )
             if kind == "tiled":
                 return replace(record, tiles=TileCoding.read(data, shape))
-            coding = Coding.read(data, shape, models, permutations if kind == "predicted" else None, matrices, networks)
+            coding = Coding.read(data, shape, models, kind == "predicted", index, permutations, matrices, networks)
             return replace(record, coding=coding)
         return record

@@ -57,6 +57,14 @@ def layers(g: torch.Generator) -> Source:
     return {"linear.weight": normal(g, 24, 20), "conv.weight": normal(g, 6, 4, 3, 3) * 0.5, "linear.bias": normal(g, 24)}
 
 
+def siblings(g: torch.Generator) -> Source:
+    """Averages of weights, whole and in some rows, in float16 and as kernels; one that is the same."""
+    w, k = normal(g, 80, 60), normal(g, 24, 20, 3, 3)
+    part = torch.where(torch.arange(80)[:, None] < 40, w, normal(g, 80, 60))
+    return {"w": w, "k": k, "b": normal(g, 60), "of.w": 0.9 * w + 0.1 * normal(g, 80, 60), "of.k": k + 0.2 * normal(g, 24, 20, 3, 3), "same.w": w.clone(),
+            "half.w": (w + 0.05 * normal(g, 80, 60)).half(), "part.w": part + 0.1 * normal(g, 80, 60), "alone": normal(g, 80, 60)}
+
+
 def outliers(g: torch.Generator) -> Source:
     w = normal(g, 50, 40)
     w[3, 4], w[20, 7], w[20, 8], w[31, 0] = 1e6, -1e6, 3e3, -40.0
@@ -441,6 +449,10 @@ CASES = [
     Case("centres-ctus", lambda g: {"w": normal(g, 8, 96)[torch.randint(0, 8, (900,), generator=g)] + normal(g, 900, 96)}, {"step": 1.0}, centres=8),
     Case("shards", several, {"snr": 18, "shard_bytes": 1800}, folder=True),
     Case("original", original, {"snr": 25, "rules": tuple(f"{name}=exact" for name in ("same", "half", "brain"))}),
+    Case("siblings", siblings, {"snr": 20}),
+    Case("siblings-learned", siblings, {"bits": 2}, latents=None),
+    Case("siblings-calibrated", siblings, {"bits": 3}, calibrated=True),
+    Case("siblings-shards", siblings, {"snr": 15, "shard_bytes": 5000}, folder=True),
     Case("predicted", tuned, {"snr": 20}, seed=2, reference="original"),
     Case("predicted-fine", tuned, {"snr": 50, "states": 1}, seed=3, reference="original"),
     Case("predicted-chain", tuned, {"step": 0.1, "labelling": "sign-symmetric"}, seed=2, reference="predicted"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -38,10 +38,11 @@ def tensors() -> dict[str, torch.Tensor]:
     heavy.view(-1)[torch.randperm(3000, generator=g)[:90]] *= 1e3
     few = torch.tensor([-1.0, 0.1, 0.7])[torch.randint(0, 3, (180, 190), generator=g)]
     many = torch.randn(5, 16, generator=g)[torch.randint(0, 5, (500,), generator=g)] + 0.3 * torch.randn(500, 16, generator=g)
-    return {"many": many, "kernels": kernels, "walk": near_columns(g, 24, 30), "clusters": clusters, "blocks": blocks, "heavy": heavy, "few": few}
+    first = torch.randn(20, 24, generator=g)
+    return {"first": first, "second": first + 0.3 * torch.randn(20, 24, generator=g), "many": many, "kernels": kernels, "walk": near_columns(g, 24, 30), "clusters": clusters, "blocks": blocks, "heavy": heavy, "few": few}
 
 
-SETS = {"transform": ("kernels",), "memory": ("walk", "clusters", "many"), "tree": ("blocks",), "outliers": ("heavy",), "codebook": ("few",), "labels": ("many",)}
+SETS = {"transform": ("kernels",), "memory": ("walk", "clusters", "many"), "tree": ("blocks",), "outliers": ("heavy",), "codebook": ("few",), "labels": ("many",), "inter": ("first", "second")}
 
 
 @pytest.fixture(scope="module", params=SETS)
@@ -51,9 +52,9 @@ def file(request, tmp_path_factory) -> Path:
     chosen = {name: tensor for name, tensor in tensors().items() if name in SETS[request.param]}
     target = {"step": 0.5} if request.param in ("outliers", "codebook", "tree") else {"snr": 20}
     tool = "memory" if request.param == "labels" else request.param
-    with as_large_table() if request.param == "labels" else nullcontext():
+    with as_large_table() if request.param == "labels" else patch("nnc.siblings.LEAST", 1):
         nnc.compress(chosen, path, tools=tool, threads=1, **target)
-    assert {tensor.name: tensor.tools for tensor in nnc.inspect(path).tensors} == {name: (tool,) for name in chosen}
+    assert {tensor.name: tensor.tools for tensor in nnc.inspect(path).tensors} == {name: () if name == "first" else (tool,) for name in chosen}
     return path
 
 

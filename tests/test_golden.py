@@ -114,6 +114,8 @@ def covered() -> set[tuple]:
                           ("row steps and labelling", c.row_steps.mode > 0, c.labelling),
                           ("rows of CTUs", c.height < c.rows), ("columns of CTUs", c.width < c.columns),
                           ("streams", any(c.lengths), not all(c.lengths))}
+                if c.tools.memory:
+                    found.add(("limit of a memory", c.tools.memory.limit))
                 if c.model >= 72:
                     kind = directory.networks[c.model - 72].kind
                     found |= {("network", kind, "transposed", c.transposed), ("network", kind, "bypass", c.shift > 0),
@@ -130,7 +132,8 @@ def covered() -> set[tuple]:
                           ("predicted", "states", c.states > 1), ("predicted", "bypass", c.shift > 0),
                           ("predicted", "steps", c.row_steps.mode > 0, c.column_steps.mode > 0),
                           ("predicted", "CTUs", len(c.lengths) > 1),
-                          ("predicted", "hint of", Path(directory.reference.hint).suffix)}
+                          ("predicted", "hint of", Path(directory.reference.hint).suffix if directory.reference else None),
+                          ("predicted", "by an earlier one", p.back > 0, record.dtype)}
             if record.kind == decoder.TILED:
                 t = record.tiling
                 found |= {("tiled", "dtype", record.dtype), ("tiled", "predictor", bool(t.depth) + bool(t.units)),
@@ -178,6 +181,7 @@ def expected_coverage() -> set[tuple]:
         *(("predicted", "states", b) for b in both), *(("predicted", "bypass", b) for b in both),
         ("predicted", "steps", False, False), ("predicted", "steps", True, True),
         *(("predicted", "hint of", suffix) for suffix in (".safetensors", "")),
+        *(("predicted", "by an earlier one", True, dtype) for dtype in ("float32", "float16")), *(("limit of a memory", n) for n in (16, 17)),
         *(("network", kind, what, b) for kind in (0, 1) for what in ("transposed", "bypass", "states", "CTUs") for b in both),
         *(("network", kind, "tools", b, False) for kind in (0, 1) for b in both),
         ("unit", False, decoder.TILED), ("unit", True, decoder.TILED), *(("tiled", "predictor", n) for n in range(3)),

@@ -216,10 +216,10 @@ def test_ctus_inside_a_cell_are_refused():
         replace(coding, height=height, width=min(width, 300), streams=(5,) * count).write(out)
         lanes = Lanes(*(Reader(lane.data()) for lane in out))
         if fits:
-            assert Coding.read(lanes, (270, 300), SHAPES, None, ()).tools == coding.tools
+            assert Coding.read(lanes, (270, 300), SHAPES, False, 0, None, ()).tools == coding.tools
         else:
             with pytest.raises(Corruption, match="with a tree"):
-                Coding.read(lanes, (270, 300), SHAPES, None, ())
+                Coding.read(lanes, (270, 300), SHAPES, False, 0, None, ())
 
 
 # ---- what they gain ----------------------------------------------------------------------------------------------------

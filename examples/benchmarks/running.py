@@ -110,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
               Bound("resident bytes without a cache over 1.1 files and the largest layer",
                     modes["0"]["resident"] / (1.1 * size + largest), 1.0),
               Bound("bytes held with a cache of half over the limit", modes[str(total // 2)]["held"] / (total // 2), 1.05),
+              Bound("per cent of the file that one row reads", default, 0.5),
               Bound("per cent of the file that one row reads, with access rows", shares, 0.5)]
     return finish([Table("running", columns, tuple(rows)), facts], bounds, asked.out, asked.check)
 

@@ -115,13 +115,13 @@ def add_encoding(parser: _ActionsContainer) -> None:
     group.add_argument(
         "--tools",
         metavar="NAMES",
-        help="what may be tried on every tensor and is used where it pays: default (transform and memory), all, none, or some of "
-        "transform, memory, tree, outliers, codebook, tiles with commas between; README says what they are",
+        help="what may be tried on every tensor and is used where it pays: default (transform, memory and inter), all, none, or some of "
+        "transform, memory, inter, tree, outliers, codebook, tiles with commas between; README says what they are",
     )
     group.add_argument(
         "--access",
         metavar="UNIT",
-        help="what will be read at once: tensor (the default), or rows of tables such as embeddings, with still fewer bytes, which makes files about 1%% larger",
+        help="what will be read at once: tensor (the default), or rows of tables such as embeddings, with still fewer bytes, which may make files larger",
     )
     group.add_argument(
         "--entropy",

@@ -72,7 +72,7 @@ def open_shard(path: Path) -> tuple[Directory, list[bytes]]:
 def decode_shard(directory: Directory, data: list[bytes], state: State) -> State:
     decoded: State = {}
     for unit, stored in zip(directory.units, data):
-        decoded |= decode_unit(unit, stored, directory, state)
+        decoded |= decode_unit(unit, stored, directory, state, decoded)
     stands_for = {r.name: directory.records[r.target].name if r.kind == ALIAS else r.name for r in directory.records}
     return {name: decoded[other] for name, other in stands_for.items()}
 

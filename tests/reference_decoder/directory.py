@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .container import Container
 from .networks import Network, read_network
 from .notation import Bytes, inflate, must
-from .records import PLAIN, Record, check_alias, read_record
+from .records import PLAIN, Record, check_alias, check_source, read_record
 from .tables import ExplicitSet, read_set
 
 # ---- 3. Directory ----------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def read_directory(container: Container) -> Directory:
     lanes = {name: Bytes(source.block(1 << 28)) for name in LANES}
     records = []
     for _ in range(count):
-        records.append(read_record(lanes, len(sets), reference.permutations if reference else None, [len(m) for m in matrices],
+        records.append(read_record(lanes, len(records), len(sets), reference.permutations if reference else None, [len(m) for m in matrices],
                                    len(networks)))
     for lane in lanes.values():
         lane.end()
@@ -58,6 +58,7 @@ def read_directory(container: Container) -> Directory:
     must(len({record.name for record in records}) == count, "two tensors with one name")
     for index, record in enumerate(records):
         check_alias(records, index, record)
+        check_source(records, index, record)
     total = sum(record.elements * record.size for record in records if not (record.tied or record.referenced))
     must(total <= (1 << 26) + (container.size << 12), "tensors that are too large for their file")
     return Directory(shards, shard, identity, sets, networks, reference, matrices, records, units)

@@ -34,6 +34,7 @@ class Prediction:
     row_order: int
     column_order: int
     confidence: Codes
+    back: int                                                          # records to the one that foretells it, 0: the reference does
 
 
 @dataclass
@@ -103,6 +104,7 @@ class Record:
     stored: int = 0
     coding: Coding | None = None
     tiling: Tiling | None = None
+    source: str = ""                                                   # name of the record that foretells it
 
     @property
     def elements(self) -> int:
@@ -113,13 +115,18 @@ class Record:
         return self.coding is not None and self.coding.latents == JOINED
 
     @property
+    def back(self) -> int:
+        """How many records before is the one that foretells this one, 0 if none does."""
+        return self.coding.prediction.back if self.kind == PREDICTED else 0
+
+    @property
     def referenced(self) -> bool:
-        return self.kind in (SAME, PREDICTED) or (self.kind == EXACT and self.filter == REFERENCE)
+        return self.kind == SAME or (self.kind == PREDICTED and not self.back) or (self.kind == EXACT and self.filter == REFERENCE)
 
 
-def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]] | None,
+def read_record(lanes: dict[str, Bytes], index: int, sets: int, permutations: list[list[int]] | None,
                 matrices: list[int], networks: int) -> Record:
-    """permutations: of the reference, None if there is none; matrices: sizes of those of the directory."""
+    """index: its number; permutations: of the reference, None if there is none; matrices: sizes of those of the directory."""
     name = lanes["names"].block(4096).decode("utf-8")
     byte = lanes["kinds"].byte()
     kind, dtype = byte >> 5, byte & 31
@@ -144,8 +151,7 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
         record.target, record.tied = value >> 1, value & 1 == 1
     elif kind in (CODED, PREDICTED):
         must(dtype <= 2 and record.elements >= 1, "a coded tensor without elements or of another dtype")
-        must(kind == CODED or permutations is not None, "a predicted tensor in a file without a reference")
-        record.coding = coding = read_coding(lanes, shape, sets, permutations if kind == PREDICTED else None, matrices, networks)
+        record.coding = coding = read_coding(lanes, shape, sets, kind == PREDICTED, index, permutations, matrices, networks)
         codes = [coding.row_codes, coding.column_codes, coding.row_steps, coding.column_steps]
         codes += [coding.prediction.confidence] if coding.prediction else []
         codes += [coding.tools.memory.labels, coding.tools.memory.confidence] if coding.tools.memory else []
@@ -163,9 +169,9 @@ def read_record(lanes: dict[str, Bytes], sets: int, permutations: list[list[int]
     return record
 
 
-def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, permutations: list[list[int]] | None,
-                matrices: list[int], networks: int) -> Coding:
-    """permutations: of the reference, None if the record is not predicted."""
+def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, predicted: bool, index: int,
+                permutations: list[list[int]] | None, matrices: list[int], networks: int) -> Coding:
+    """index: of the record; permutations: of the reference, None if there is none."""
     recipe = lanes["recipes"].byte()
     transposed, follow, labelling, split = recipe >> 7, recipe >> 6 & 1, recipe >> 4 & 3, recipe & 15
     must(labelling <= 2 and split <= len(shape), "an illegal recipe")
@@ -189,7 +195,7 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     row_steps, column_steps = read_steps(lanes, latents), read_steps(lanes, latents)
     must(labelling != 2 or column_steps.mode == 0, "column steps on the logarithmic grid")
     rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
-    prediction = None if permutations is None else read_prediction(lanes, rows, columns, permutations, latents)
+    prediction = read_prediction(lanes, rows, columns, index, permutations, latents) if predicted else None
     must(labelling != 2 or prediction is None, "a prediction on the logarithmic grid")
     tools = read_tools(lanes, used, latents, columns, matrices, rows, math.prod(shape[split + 1:]), shift, transposed)
     must(labelling != 2 or tools == Tools([], None, None, None, None), "tools on the logarithmic grid")
@@ -208,6 +214,7 @@ def read_coding(lanes: dict[str, Bytes], shape: tuple[int, ...], sets: int, perm
     ctus = -(-rows // height) * -(-columns // width)
     must(ctus == 1 or height * width >= 1 << 12, "several CTUs that are too small")
     must(latents != JOINED or ctus <= 1 << 12, "too many joined CTUs")
+    must(latents != JOINED or prediction is None or not prediction.back, "a joined tensor that another one foretells")
     if tools.memory and tools.memory.limit == 17:
         must(latents != JOINED and height == rows, "labels in front of CTUs that are joined or not as high as the plane")
     lengths = [0 if latents == JOINED else lanes["lengths"].varint(1 << 43) for _ in range(ctus)]
@@ -232,14 +239,17 @@ def read_steps(lanes: dict[str, Bytes], latents: int) -> Codes:
     return codes
 
 
-def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, permutations: list[list[int]],
+def read_prediction(lanes: dict[str, Bytes], rows: int, columns: int, index: int, permutations: list[list[int]] | None,
                     latents: int) -> Prediction:
     """rows, columns: of the plane that is not transposed."""
     numbers = []
+    back = lanes["predictions"].varint(index)
+    must(back > 0 or permutations is not None, "a predicted tensor in a file without a reference")
+    permutations = permutations or []
     for size in (rows, columns):
         numbers.append(lanes["predictions"].varint(len(permutations)))
         must(numbers[-1] == 0 or size % len(permutations[numbers[-1] - 1]) == 0, "a permutation that does not divide its axis")
-    return Prediction(*numbers, read_codes(lanes, latents))
+    return Prediction(*numbers, read_codes(lanes, latents), back)
 
 
 def read_tools(lanes: dict[str, Bytes], used: int, latents: int, columns: int, matrices: list[int], rows: int, taps: int,
@@ -273,6 +283,15 @@ def read_tools(lanes: dict[str, Bytes], used: int, latents: int, columns: int, m
     if used & 16:
         tools.codebook = read_codebook(lanes, rows, columns, taps, shift, read_codes)
     return tools
+
+
+def check_source(records: list[Record], index: int, record: Record) -> None:
+    """Of a record that an earlier one foretells."""
+    if record.back:
+        source = records[index - record.back]
+        record.source = source.name
+        must(source.shape == record.shape and source.dtype in ("float32", "float16", "bfloat16"), "a source that does not match")
+        must(source.kind in (PLAIN, EXACT, CONSTANT, CODED, TILED) and not source.referenced, "a source that is predicted itself, or an alias")
 
 
 def check_alias(records: list[Record], index: int, record: Record) -> None:

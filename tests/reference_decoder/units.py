@@ -50,8 +50,8 @@ def taken(record: Record, state: dict[str, Tensor]) -> Tensor:
     return dtype, shape, data
 
 
-def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """state: the reference; empty where nothing in the file is taken from one."""
+def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[str, Tensor], decoded: dict[str, Tensor]) -> dict[str, Tensor]:
+    """state: the reference; empty where nothing in the file is taken from one; decoded: tensors of the units before."""
     source, digests, out = Bytes(data[:len(data) - unit.stream]), [], {}
     joined = Latents(Coder(data[len(data) - unit.stream:])) if unit.joined else None
     bases = {record.name: taken(record, state) for record in unit.referenced}
@@ -59,6 +59,7 @@ def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[s
         raise WrongReference(f"the reference has other tensors for the unit of {unit.records[0].name}")
     for record in unit.records:
         stored, base = source.take(record.stored), bases.get(record.name)
+        base = (decoded | out)[record.source] if record.source else base
         if record.kind == PLAIN:
             out[record.name] = record.dtype, record.shape, stored
         elif record.kind == EXACT:
