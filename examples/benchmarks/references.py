@@ -1,9 +1,10 @@
-"""Prediction from another checkpoint, on the networks of the private zoo and on a source whose limit is known.
+"""Prediction from another checkpoint, and from earlier tensors of the same one, on the networks of the private zoo and on a source whose limit is known.
 
     python examples/benchmarks/references.py --check
 
 Printed: bits per weight of a permuted, drifted matrix beside theory (METHODS S6 (c)); bytes of the epochs of a training run given the
-one before, against each alone, lossy and without loss; bytes of fine-tuned networks given their base at equal cross-entropy.
+one before, against each alone, lossy and without loss; bytes of fine-tuned networks given their base at equal cross-entropy;
+bytes of checkpoints that hold several of them in one file, with and without the tool `inter`.
 """
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ EPOCHS = range(21, 26)
 TUNED = ("textgenrnn_ft_hacker_news", "textgenrnn_ft_apple_android")
 SNR = 80.0  # dB: a relative error of 1e-4 of the tensors with two or more axes
 RATES = (24.0, 28.0, 32.0, 36.0)
+TOGETHER = {"ESPCN, epochs 21 to 25": tuple(f"espcn_x3_epoch{epoch}" for epoch in EPOCHS), "textgenrnn and two fine-tunes": ("textgenrnn_base", *TUNED)}
 
 
 def measure_drift(folder: Path) -> tuple[Table, list[Bound]]:
@@ -101,6 +103,18 @@ def measure_tuned(zoo: Path, folder: Path, name: str) -> tuple[tuple, list[Bound
                  Bound(f"{name}: rows of the embedding that stay the same", found, same, at_least=True)]
 
 
+def measure_together(zoo: Path, folder: Path) -> tuple[Table, list[Bound]]:
+    """Several states of a network as one checkpoint, at equal errors."""
+    rows, path, cases = [], folder / "together.safetensors", import_zoo(zoo).CASES
+    for title, names in TOGETHER.items():
+        state = {f"{name}.{key}": tensor for name in names for key, tensor in load_file(str(cases[name].weights())).items()}
+        for snr in (25.0, 40.0):
+            without, given = (nnc.compress(state, path, snr=snr, tools=tools, overwrite=True) for tools in ("transform,memory", "default"))
+            rows.append((title, snr, without.file_bytes, given.file_bytes, given.file_bytes / without.file_bytes, given.snr - without.snr))
+    columns = (Column("checkpoint"), Column("dB", ".0f"), Column("without B", ",d"), Column("with inter B", ",d"), Column("ratio", ".3f"), Column("dB more", ".2f"))
+    return Table("references_together", columns, tuple(rows)), [Bound("bytes with inter over without, largest", max(row[4] for row in rows), 1.0)]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = make_parser("prediction from another checkpoint")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of the zoo")
@@ -114,10 +128,11 @@ def main(arguments: list[str] | None = None) -> int:
         drift, bounds = measure_drift(folder)
         epochs, more = measure_epochs(options.zoo, folder)
         tuned = [measure_tuned(options.zoo, folder, case) for case in TUNED]
+        together, last = measure_together(options.zoo, folder)
     columns = (Column("network"), *(Column(name, ".3f") for name in ("ratio", "lossless ratio", "same rows", "rows found")))
     table = Table("references_tuned", columns, tuple(row for row, _ in tuned))
-    bounds += more + [bound for _, found in tuned for bound in found]
-    return finish([drift, epochs, table], bounds, options.out, options.check)
+    bounds += more + [bound for _, found in tuned for bound in found] + last
+    return finish([drift, epochs, table, together], bounds, options.out, options.check)
 
 
 if __name__ == "__main__":
