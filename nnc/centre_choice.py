@@ -18,7 +18,7 @@ from .coder import pack_words
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, code_bits
-from .kernels.memories import follow_centres, mean_rows, model_bits
+from .kernels.memories import add_rows, follow_centres, mean_rows, model_bits
 from .kernels.words import encode_tile, replay_levels
 from .prediction.memory import CERTAIN, CentreCodes, trust_of
 from .quantize.trellis import make_trellis
@@ -29,7 +29,8 @@ LAGRANGIAN = 0.1  # of the search for their levels, whose errors are all that ma
 BESIDE = 64.0  # bits of the fields and of the end of the stream
 LARGEST = float(1 << 20)  # centre in its steps: levels of the format end at 2^22
 MOST_GRAIN = 8  # beyond: the same for all
-SAMPLED = 2048  # columns that tell a mean square
+SAMPLED = 4096  # columns that tell what centres save
+PART = 2048  # columns that are looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,14 @@ class Placed:
     rest: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Swept(Placed):
+    """The same of many columns, where `rest` is that of a sample of them; columns: float32, these; distortion: of these."""
+
+    columns: np.ndarray
+    distortion: np.ndarray
+
+
 def place(columns: np.ndarray, centres: np.ndarray, distortion: np.ndarray, grain: int = 1, common: int = 1) -> Placed:
     """The best centre of every column, float32 (n, m), at the distortion of each, float64 (n,); centres: float32 (1 + number, m), zeros first; grain: steps
     between confidences; common: the code of them all, 1 to choose."""
@@ -48,6 +57,28 @@ def place(columns: np.ndarray, centres: np.ndarray, distortion: np.ndarray, grai
     found = Placed(np.empty(n, np.int16), np.empty(n, np.int16), np.empty_like(columns))
     follow_centres(columns, centres, distortion, CERTAIN, grain, common, found.labels, found.confidence, found.rest)
     return found
+
+
+def sweep(
+    read: Callable[[slice, np.ndarray], object], centres: np.ndarray, distortion: np.ndarray, grain: int = 1, common: int = 1, sums: tuple = ()
+) -> Swept:
+    """`place` for columns of which `read` writes a part at a time into an array, so that no more memory is touched; sums: float32 (numbers, m) and
+    (numbers,), to which the columns are added as of `add_rows`."""
+    n = len(distortion)
+    every = n // SAMPLED + 1
+    labels, confidence, kept, left = np.empty(n, np.int16), np.empty(n, np.int16), [], []
+    columns, rest = (np.empty((min(n, PART), centres.shape[1]), np.float32) for _ in range(2))
+    for begin in range(0, n, PART):
+        part = slice(begin, min(n, begin + PART))
+        here, after = (array[: part.stop - begin] for array in (columns, rest))
+        read(part, here)
+        follow_centres(here, centres, distortion[part], CERTAIN, grain, common, labels[part], confidence[part], after)
+        if sums:
+            add_rows(here, labels[part], trust_of(confidence[part]), *sums)
+        own = slice(-begin % every, None, every)
+        kept.append(here[own].copy())
+        left.append(after[own].copy())
+    return Swept(labels, confidence, np.concatenate(left), np.concatenate(kept), distortion[::every])
 
 
 def find_centres(columns: np.ndarray, labels: np.ndarray, distortion: np.ndarray, rounds: int = 2) -> np.ndarray:
@@ -80,8 +111,7 @@ def choose_grain(found: Placed, centres: np.ndarray) -> int:
 
 
 def mean_square(columns: np.ndarray) -> float:
-    """Of a sample of columns."""
-    return float(np.square(columns[:: len(columns) // SAMPLED + 1], dtype=np.float64).mean())
+    return float(np.square(columns, dtype=np.float64).mean())
 
 
 def centre_bits(centres: np.ndarray, finer: int, distortion: float) -> float:
@@ -123,16 +153,18 @@ def quantize_centres(
     None if the steps are too fine for them.
 
     cost: of columns and distortions, bits without any."""
-    columns = np.ascontiguousarray((plane / row_steps[:, None]).T)
     trellis = make_trellis(search.states)
     distortion = trellis.spacing**2 / 12 * column_steps.astype(np.float64) ** 2
-    centres = np.zeros_like(codes.centres)
-    mean_rows(columns, codes.labels, codes.trust, centres)
-    found = place(columns, centres, distortion)
-    mean_rows(columns, found.labels, trust_of(found.confidence), centres)
+
+    def read(part: slice, out: np.ndarray) -> None:
+        np.divide(plane[:, part].T, row_steps, out=out)
+
+    centres, weight = np.zeros_like(codes.centres), np.zeros(len(codes.centres), np.float32)
+    found = sweep(read, codes.centres / row_steps, distortion, sums=(centres, weight))
+    centres /= np.where(weight > 0, weight, 1)[:, None]
     number, rows, grain = len(centres) - 1, len(row_steps), choose_grain(found, centres)
     typical = float(np.exp(np.log(distortion).mean()))
-    finer = choose_finer(len(columns), number, mean_square(found.rest), typical)
+    finer = choose_finer(len(distortion), number, mean_square(found.rest), typical)
     room = LARGEST / max(1.0, float(np.abs(centres).max()))
     if room < 1:
         return None, 0.0
@@ -144,9 +176,9 @@ def quantize_centres(
     real[1:] = values.reshape(number, rows) * centre_steps(row_steps, finer)
     near = real / row_steps
     common = int(np.median(found.confidence)) if grain == MOST_GRAIN else 1
-    found = place(columns, near, distortion, grain, common)
+    found = sweep(read, near, distortion, grain, common)
     side = code_bits(found.labels) + code_bits(found.confidence) + centre_bits(near, finer, typical)
-    saved = cost(columns, distortion) - cost(found.rest, distortion) - side
+    saved = (cost(found.columns, found.distortion) - cost(found.rest, found.distortion)) * len(distortion) / len(found.rest) - side
     return QuantizedCentres(CentreCodes(found.labels, found.confidence, real), levels, finer), saved
 
 

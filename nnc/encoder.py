@@ -108,7 +108,7 @@ def encode_coded(
     saved = 0.0
     if layout.memory:
         job, saved = _refit_memory(job, search, pool)
-        powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if job.layout.memory else plane))
+        powers = measure_powers(job.relative_plane(_left(job)))
     return replace(_or_exact(name, tensor, encode_plane(name, tensor, job, powers, search, bank, pool)), saved=saved)
 
 
@@ -144,8 +144,13 @@ def encode_calibrated(
     chosen = (steps.rows, steps.columns)
     job = Job(plane, split, step, step, False, chosen, sensitivity, substitution != "none", price, predicted, layout, outliers, target, steps.worths)
     job = _refit_memory(job, search, pool)[0] if layout.memory else job
-    powers = measure_powers(job.relative_plane(job.layout.memory.residual(plane) if job.layout.memory else plane if target is None else target))
+    powers = measure_powers(job.relative_plane(_left(job)))
     return _or_exact(name, tensor, encode_plane(name, tensor, job, powers, search, bank, pool))
+
+
+def _left(job: Job) -> np.ndarray:
+    """What is quantized of a plane, or about that, where columns foretell those behind them in a closed loop."""
+    return job.walk.residual(job.plane) if job.walk else job.wanted
 
 
 def _inliers(plane: np.ndarray, outliers: Outlying | None) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Job:
         """What foretells columns from those before, in a closed loop."""
         return self.layout.memory if isinstance(self.layout.memory, MemoryCodes) else None
 
-    @property
+    @cached_property
     def wanted(self) -> np.ndarray:
         """The plane that is quantized: what centres leave, or a target in its place."""
         if self.centres:

@@ -15,7 +15,7 @@ from math import log2
 
 import numpy as np
 
-from .centre_choice import QuantizedCentres, centre_bits, choose_finer, choose_grain, find_centres, mean_square, place, quantize_centres
+from .centre_choice import QuantizedCentres, centre_bits, choose_finer, choose_grain, find_centres, mean_square, place, quantize_centres, sweep
 from .entropy.scales import code_bits
 from .kernels.memories import (
     balance,
@@ -186,7 +186,7 @@ def _place_centres(columns: np.ndarray, steps: np.ndarray, kind: Kind) -> Centre
     every = len(columns) // LEARNED + 1
     part, distortion, scale = _scaled(np.ascontiguousarray(columns[::every]), steps[::every])
     centres = find_centres(part, kind.labels(part), distortion, 5)
-    found = place(columns * scale, centres, np.full(len(columns), float(np.median(distortion))))
+    found = sweep(lambda part, out: np.multiply(columns[part], scale, out=out), centres, np.full(len(columns), float(np.median(distortion))))
     return CentreCodes(found.labels, found.confidence, centres / scale)
 
 

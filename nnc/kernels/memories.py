@@ -160,22 +160,29 @@ def follow_memories(columns, labels, floor, free, distortion, steps, common, con
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def mean_rows(columns, labels, trust, centres):
-    """centres[l] = what foretells the rows of `columns`, float32 (n, m), with the label l best, each taken `trust` times, float32 (n,); zeros for label 0."""
+def add_rows(columns, labels, trust, sums, weight):
+    """Add the rows of `columns`, float32 (n, m), `trust` times each, float32 (n,), to the sums of their labels, float32 (numbers, m), and the squares of
+    `trust` to the weights of these, float32 (numbers,)."""
     n, m = columns.shape
-    weight = np.zeros(len(centres), np.float32)
-    centres[:] = 0
     for j in range(n):
         label, t = labels[j], trust[j]
         if label > 0:
             weight[label] += t * t
-            row, centre = columns[j], centres[label]
+            row, total = columns[j], sums[label]
             for p in range(m):
-                centre[p] += t * row[p]
+                total[p] += t * row[p]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def mean_rows(columns, labels, trust, centres):
+    """centres[l] = what foretells the rows of `columns`, float32 (n, m), with the label l best, each taken `trust` times, float32 (n,); zeros for label 0."""
+    weight = np.zeros(len(centres), np.float32)
+    centres[:] = 0
+    add_rows(columns, labels, trust, centres, weight)
     for c in range(len(centres)):
         if weight[c] > 0:
             by = np.float32(1) / weight[c]
-            for p in range(m):
+            for p in range(centres.shape[1]):
                 centres[c, p] *= by
 
 
