@@ -16,6 +16,7 @@ from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import OFF, kernel_codes
 from .entropy.trees import Trees
+from .kernels.groups import search_tiles as _search_tiles
 from .kernels.planes import gather_codes, gather_tile
 from .kernels.viterbi import search_scalar, search_trellis
 from .kernels.words import count_levels, price_counts
@@ -140,6 +141,23 @@ def gather(plane: np.ndarray, tile: tuple[int, int, int, int], scales: Scales, s
         plane, *tile, scales.kernel_rows, scales.kernel_columns, *scales.cells, CLASSES, *scales.factors(step), x, codes, position
     )
     return Gathered(x[:n], codes[:n], position[:n])
+
+
+def search_tiles(
+    plane: np.ndarray, tiles: Sequence[tuple[int, int, int, int]], scales: Scales, step: float, bits: np.ndarray, search: Search
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Levels of some CTUs as of `find_levels`, one after the other; where those of each end; and how often each occurs as of `count`."""
+    places = np.array(tiles, np.int64)
+    areas = (places[:, 1] - places[:, 0]) * (places[:, 3] - places[:, 2])
+    largest, trellis = int(areas.max()), make_trellis(search.states)
+    scratch = np.empty(largest, np.float32), np.empty(largest, np.uint8), np.empty(largest, np.uint32 if plane.size < 1 << 32 else np.int64)
+    levels, ends, counts = np.empty(int(areas.sum()), np.int32), np.empty(len(places), np.int64), np.zeros((TABLES, WIDTH), np.int64)
+    rate, warm = bits * np.float32(search.lagrangian), _warm_up(search.states)
+    _search_tiles(
+        plane, places, scales.kernel_rows, scales.kernel_columns, *scales.cells, CLASSES, *scales.factors(step), rate, LOW, scales.shift,
+        search.labelling, trellis.predecessors, trellis.next_state, warm, *scratch, levels, ends, counts,
+    )  # fmt: skip
+    return levels[: ends[-1]], ends, counts
 
 
 def codes_of(tile: tuple[int, int, int, int], scales: Scales) -> np.ndarray:

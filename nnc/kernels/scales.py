@@ -1,11 +1,11 @@
-"""Kernels that choose scale codes: bits of rows or columns under each scale index."""
+"""Kernels that choose scale codes: bits of rows or columns under each scale index.  So short that to let other threads run would take longer."""
 
 from __future__ import annotations
 
 from numba import njit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def fill_costs(index, moved, table, weights, first, cost):
     """cost[i, v]: bits of `weights` weights of the real scale index index[i] under the scale index first + v - moved[i], clipped.
 
@@ -21,7 +21,7 @@ def fill_costs(index, moved, table, weights, first, cost):
             mine[v] = weights * (low[at] + part * (high[at] - low[at]))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def choose_cheapest(cost, side, first, chosen):
     """chosen[i] = first + v with the least cost[i, v] + side[v], the first of equal ones; returns the sum of their costs without `side`."""
     total = 0.0

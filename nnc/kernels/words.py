@@ -125,7 +125,7 @@ def count_levels(levels, codes, next_state, shift, low, counts):
         s = (s >> 1) ^ (-(s & 1) & by_state) ^ (-(k & 1) & by_level)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)  # so short that to let other threads run would take longer
 def price_counts(counts, used, bits, further):
     """Bits of `counts`, int64 (tables, width), in the tables `used` of them, int64 (n,), with those that are `further` of `bits`, float32 (tables, width)."""
     total = 0.0

@@ -15,6 +15,7 @@ Or from centres, which are coded before the plane: then no column needs another,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -86,9 +87,10 @@ class CentreCodes:
 
     def add(self, plane: np.ndarray, tiles: list[tuple[int, int, int, int]]) -> np.ndarray:
         """Values, transposed: float32 (columns, rows), from the residuals of all CTUs, float32 (rows, columns)."""
-        columns = np.ascontiguousarray(plane.T)
-        for tile in tiles:
-            add_centres(columns, *tile, self.labels, self.trust, self.centres)
+        columns, trust = np.ascontiguousarray(plane.T), self.trust
+        for (top, bottom), own in groupby(tiles, lambda tile: tile[:2]):  # that tiles lie side by side makes no difference to them
+            sides = [tile[2:] for tile in own]
+            add_centres(columns, top, bottom, sides[0][0], sides[-1][1], self.labels, trust, self.centres)
         return columns
 
 
