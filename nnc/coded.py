@@ -41,6 +41,7 @@ from .transform.matrices import apply_matrix
 from .unit import Coding, Record
 
 BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
+JOB = 1 << 18  # weights that a thread is given at once
 LARGEST = float(np.finfo(np.float32).max)
 MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
 NO_SUMS, NO_NUMBERS = np.empty(0, np.uint32), np.empty(0, np.int32)
@@ -144,16 +145,18 @@ class CodedTensor:
         words, bounds = gather_words(streams)
         run, finish = self._prepare(band, words, labels)
 
-        def decode(group: list[int]) -> bool:
-            state, left_over = run(group, bounds[group], bounds[[g + 1 for g in group]])
-            return not state.any() and not left_over.any()
+        def decode(groups: list[list[int]]) -> bool:
+            ended = True
+            for group in groups:
+                state, left_over = run(group, bounds[group], bounds[[g + 1 for g in group]])
+                ended &= not state.any() and not left_over.any()
+            return ended
 
         groups = _lockstep_groups(band.tiles)
-        results = (
-            [pool.submit(decode, group).result for group in groups]
-            if pool
-            else [lambda group=group: decode(group) for group in groups]
-        )
+        top, bottom, left, right = band.tiles[0]
+        number = max(1, JOB // (4 * (bottom - top) * (right - left)))
+        jobs = [groups[first : first + number] for first in range(0, len(groups), number)]
+        results = [pool.submit(decode, job).result for job in jobs] if pool else [lambda: decode(groups)]
 
         def wait() -> Decoded:
             if not all([result() for result in results]):

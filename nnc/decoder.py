@@ -13,7 +13,7 @@ from zlib import decompressobj, error
 import numpy as np
 import torch
 
-from .coded import as_tensor, read_side
+from .coded import CodedTensor, Decoded, as_tensor, read_side
 from .coder import chain_digests, checksum
 from .directory import Unit
 from .entropy.explicit import ModelBank
@@ -24,6 +24,9 @@ from .prediction.reference import digest_tensor, digest_unit
 from .tiles.decode import decode_plane
 from .tools import Matrices
 from .unit import CODED_DTYPES, DTYPES, Record
+
+
+LONG = 1 << 11  # bytes of learned latents that are read in a thread of the pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,15 +191,23 @@ def _start_coded(
     record: Record, data: memoryview, bank: ModelBank, pool: Executor | None, permutations: Permutations, matrices: Matrices
 ) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
     coding = record.coding
-    coded = read_side(record, bytes(data[: coding.side]), bank, matrices)
-    bounds = list(accumulate(coding.streams, initial=coding.side))
-    wait = coded.start(coded.whole, [data[begin:end] for begin, end in pairwise(bounds)], pool)
+    side = record, bytes(data[: coding.side]), bank, matrices
+    streams = [data[begin:end] for begin, end in pairwise(accumulate(coding.streams, initial=coding.side))]
 
-    def finish(base: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
-        decoded = wait()
+    def finish(coded: CodedTensor, decoded: Decoded, base: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
         return coded.finish(decoded, base, permutations), decoded.digests
 
-    return finish
+    if pool and coding.latent_bytes >= LONG:  # else all threads would wait until they are read
+        reading = pool.submit(read_side, *side)
+
+        def finish_later(base: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
+            coded = reading.result()
+            return finish(coded, coded.start(coded.whole, streams, pool)(), base)
+
+        return finish_later
+    coded = read_side(*side)
+    wait = coded.start(coded.whole, streams, pool)
+    return lambda base: finish(coded, wait(), base)
 
 
 def _start_tiled(
