@@ -10,20 +10,18 @@ import numpy as np
 import torch
 
 from .centres import pack_labels
-from .coder import checksum, pack_words
+from .coder import checksum
+from .ctus import CtuCoder, group_tiles
 from .directory import MAX_EXPANSION
 from .encoded import PLAIN, EncodedTensor, Joint, Layout, Outlying, Predicted, tensor_bytes
 from .entropy.explicit import TABLES, ModelBank
-from .entropy.parametric import CLASSES
 from .entropy.scales import OFF
 from .entropy.trees import encode_trees
 from .exact import encode_exact
 from .feedback import find_levels_with_feedback
 from .fields import NO_CODES, Orders, Prediction, Steps
 from .job import Job
-from .kernels.groups import encode_tiles
 from .kernels.planes import error_and_energy
-from .kernels.words import push_tile
 from .latent_choice import choose_codes
 from .latents import Latents
 from .memories import refit_centres, refit_memory
@@ -62,7 +60,6 @@ from .unit import Coding, Record
 SMALLEST_STEP, LARGEST_STEP = 1e-35, 1e30  # float32 products stay normal and finite between
 MAX_EMPTY = 1 << 22  # bytes of a tensor that may shrink to nothing; readers bound the tensors of a file by its size
 MEMORY_AREA = 1 << 20  # weights of a CTU in which columns are foretold by memories
-GROUP = 1 << 18  # weights of CTUs that a thread is given at once
 FINEST = 1 << 20  # largest weight in steps: levels of the format end at 2^22, and float32 has 24 bits
 LOGARITHMIC = LABELLINGS.id("logarithmic")
 
@@ -205,7 +202,7 @@ def encode_plane(
         grid = choose_grid(*plane.shape, *((MEMORY_AREA,) if walk else ()))
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
-    groups = _group(tiles, pool is not None)
+    groups = group_tiles(tiles, pool is not None)
     model, offset = first_model(bank), 0
     split = search.trees and deviates(walk.residual(plane) if walk else plane, scales, grid_step)
     passes = search.passes + job.fed  # the weights that feedback leaves are wider than those given
@@ -259,32 +256,9 @@ def encode_plane(
     values = np.empty(plane.shape, np.float32, order="F" if memory else "C")  # what is foretold are columns
     labelling = 0 if search.labelling == LOGARITHMIC else search.labelling
 
-    def push(found: np.ndarray, tile: tuple[int, int, int, int]) -> Callable:
-        how = tables, trellis.next_state, scales.shift
-        return lambda words, x, number: push_tile(found, codes_of(tile, scales), *how, words, np.uint64(x), number)[:2]
-
-    def encode(group: list[tuple[int, int, int, int]], first: int, found: np.ndarray | None) -> tuple[list[bytes], list[int]]:
-        """Streams and digests of some CTUs, from the number `first` on; their values go to `values`.  found: their levels, if they lie one after the other."""
-        own = levels[first : first + len(group)]
-        found = np.concatenate(own) if found is None else found
-        ends, places = np.cumsum([len(found) for found in own]), np.array(group, np.int64)
-        largest = int(((places[:, 1] - places[:, 0]) * (places[:, 3] - places[:, 2])).max())
-        bounds, found_digests = np.empty(len(group), np.int64), np.empty(len(group), np.uint64)
-        how = scales.kernel_rows, scales.kernel_columns, *scales.cells, CLASSES, tables, trellis.next_state, scales.shift, labelling, row_steps, column_steps
-        scratch, least = (np.empty(largest, np.uint8), np.empty(3 * largest + 4, np.uint32)), 4 * len(group)
-        for room in (len(found) // 2, 3 * len(found)):  # half a word per weight is more than most need
-            words = np.empty(room + least, np.uint32)
-            if encode_tiles(found, ends, places, *how, *scratch, words, bounds, found_digests, values):
-                break
-        if memory:
-            memory.add(values, group)  # in place, as the order of memory is that of the columns
-        return [pack_words(part) for part in np.split(words[: bounds[-1]], bounds[:-1])], [int(d) for d in found_digests]
-
-    streams, digests = [], []
-    for of_group, found_digests in run(encode, groups, np.cumsum([0, *map(len, groups[:-1])]).tolist(), of_groups):
-        streams += of_group
-        digests += found_digests
-    pushes = tuple(push(found, tile) for found, tile in zip(levels, tiles))
+    coder = CtuCoder(scales, bank.table_set(model).arrays, trellis.next_state, labelling, row_steps, column_steps, memory)
+    streams, digests = coder.encode(groups, levels, of_groups, values, run)
+    pushes = coder.pushes(levels, tiles)
     near = job.centres is not None and keeps_labels_near(grid, sum(map(len, streams)), job.layout.strips)
     latents = Latents(
         scales.of_rows,
@@ -360,13 +334,6 @@ def encode_plane(
     content = checksum(tensor_bytes(final))
     reference = job.predicted.digest if job.predicted else b""
     return EncodedTensor(record, data, tuple(digests), content, error, energy, loss, reference, joint=joint)
-
-
-def _group(tiles: list[tuple[int, int, int, int]], several: bool) -> list[list[tuple[int, int, int, int]]]:
-    """CTUs that one thread sees to at once: all, or with several threads some at a time."""
-    top, bottom, left, right = tiles[0]
-    number = max(1, GROUP // ((bottom - top) * (right - left))) if several else len(tiles)
-    return [tiles[first : first + number] for first in range(0, len(tiles), number)]
 
 
 def _name_tools(job: Job, tree: Tree | None, centres: Centres | None, near: bool) -> Tools:

@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("coded", "directory", "encoded", "kept"),
     ("joined",),
     ("container", "decoder", "exact", "rdo", "sensitivity"),
-    ("packing", "latent_choice", "powers", "centre_choice"),
+    ("packing", "latent_choice", "powers", "centre_choice", "ctus"),
     ("feedback", "job", "learning", "memories", "pretrained_config", "splitting", "substitution"),
     ("encoder", "allocate", "reading"),
     ("vectors",),
