@@ -255,8 +255,7 @@ def encode_plane(
     tables = bank.table_set(model).arrays
     values = np.empty(plane.shape, np.float32, order="F" if memory else "C")  # what is foretold are columns
     labelling = 0 if search.labelling == LOGARITHMIC else search.labelling
-
-    coder = CtuCoder(scales, bank.table_set(model).arrays, trellis.next_state, labelling, row_steps, column_steps, memory)
+    coder = CtuCoder(scales, tables, trellis.next_state, labelling, row_steps, column_steps, memory)
     streams, digests = coder.encode(groups, levels, of_groups, values, run)
     pushes = coder.pushes(levels, tiles)
     near = job.centres is not None and keeps_labels_near(grid, sum(map(len, streams)), job.layout.strips)
