@@ -29,7 +29,7 @@ from .errors import Corruption, InvalidArgument
 from .plan import plan_tensors, survey_bases
 from .pretrained_config import NAME as CONFIG_NAME
 from .pretrained_config import mark_config
-from .siblings import find_siblings
+from .siblings import NO_SIBLINGS, find_siblings
 from .targets import meet_loss, meet_size, meet_snr
 from .tuning import Tuner, apply_tuning, decode_all
 from .workers import check_threads, open_workers
@@ -102,7 +102,7 @@ def compress(
     threads, folder = check_threads(threads), destination.suffix != ".safetensors"
     with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
         alignment = _align(checkpoint, reference, destination, progress)
-        siblings = find_siblings(checkpoint, asked, workers, alignment)
+        siblings = NO_SIBLINGS if alignment else find_siblings(checkpoint, asked, workers, progress)  # a reference foretells more
         bases = survey_bases(checkpoint, asked, workers, alignment, siblings)
         plans = plan_tensors(checkpoint, asked, workers, progress, statistics, alignment, bases, siblings)
         limit = (asked.shard_bytes or SHARD_BYTES) if folder else None

@@ -7,13 +7,13 @@ entries, the same ones in all tensors of a shape; each is compared with a few ea
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from .alignment import Alignment, trust_rows
+from .alignment import trust_rows
 from .checkpoint import Checkpoint, TensorSpec
 from .config import Config
 from .encoded import Predicted
@@ -60,23 +60,32 @@ class Siblings:
 NO_SIBLINGS = Siblings()
 
 
-def find_siblings(checkpoint: Checkpoint, asked: Config, workers: Workers, alignment: Alignment | None = None) -> Siblings:
-    """Of the tensors that will be quantized, in the order of the checkpoint; those that a reference foretells have none, and foretell none."""
+def find_siblings(
+    checkpoint: Checkpoint, asked: Config, workers: Workers, progress: Callable[[int, int, str], None] | None = None
+) -> Siblings:
+    """Of the tensors that will be quantized, in the order of the checkpoint; progress: called with (done, total, what)."""
     if "inter" not in asked.chosen_tools or asked.lossless:
         return NO_SIBLINGS
 
     def wanted(spec: TensorSpec) -> bool:
         rule = asked.rule_for(spec.name)
         kept = spec.tied_to or (rule and rule.action in ("skip", "exact"))
-        if kept or spec.dtype not in CODED_DTYPES or choose_split(spec.shape) == 0 or spec.numel < LEAST:
-            return False
-        return alignment is None or spec.name not in alignment.matches
+        return not kept and spec.dtype in CODED_DTYPES and choose_split(spec.shape) > 0 and spec.numel >= LEAST
 
     groups: dict[tuple[int, ...], list[TensorSpec]] = {}
     for spec in filter(wanted, checkpoint.specs):
         groups.setdefault(tuple(spec.shape), []).append(spec)
     specs = [spec for group in groups.values() if len(group) > 1 for spec in group]
-    drawn = dict(zip([spec.name for spec in specs], workers.map(lambda spec: _draw(checkpoint.read(spec.name)), specs, _sizes(specs))))
+    total, done = sum(spec.nbytes for spec in specs), 0
+
+    def finished(spec: TensorSpec) -> None:
+        nonlocal done
+        done += spec.nbytes
+        if progress:
+            progress(done, total, f"compare {spec.name}")
+
+    entries = workers.map(lambda spec: _draw(checkpoint.read(spec.name)), specs, _sizes(specs), finished)
+    drawn = dict(zip([spec.name for spec in specs], entries))
     pairs = [pair for group in groups.values() if len(group) > 1 for pair in _pair(group, drawn)]
 
     def compare(pair: tuple[TensorSpec, TensorSpec]) -> Sibling | None:

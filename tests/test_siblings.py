@@ -185,3 +185,20 @@ def test_what_is_kept_for_later():
     assert [name for name, _ in kept.watch(iter(given.items()))] == ["a", "b", "c"]
     assert kept.take("a") is kept.take("a") is given["a"] and not decoded
     assert kept.take("b") is given["b"] and decoded == ["b"] and kept.room == 50
+
+
+def test_with_a_reference_there_are_none(tmp_path):
+    """Which foretells both tensors of a pair, and more of them."""
+    state = averaged()
+    reference = {name: tensor + 0.01 for name, tensor in state.items() if name != "mean.w0"}
+    nnc.compress(state, tmp_path / "t.safetensors", snr=20, reference=reference)
+    assert bases_of(tmp_path / "t.safetensors") == {}
+
+
+def test_copies_of_a_source_are_aliases(tmp_path):
+    """Equal tensors, of which only the first is a source."""
+    state = {"w": normal(120, 100), "copy": normal(120, 100)} | averaged(number=1)
+    nnc.compress(state, tmp_path / "t.safetensors", snr=20)
+    assert bases_of(tmp_path / "t.safetensors") == {"mean.w0": "w"}
+    kinds = {tensor.name: tensor.kind for tensor in nnc.inspect(tmp_path / "t.safetensors").tensors}
+    assert kinds == {"w": "coded", "copy": "alias", "w0": "alias", "mean.w0": "coded"}
