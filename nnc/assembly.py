@@ -187,8 +187,10 @@ def _with_number(record: Record, index: dict[str, int], targets: dict[str, str])
         return replace(record, target=index[targets[record.name]])
     if not record.base:
         return record
-    prediction = replace(record.coding.prediction, back=index[record.name] - index[record.base])
-    return replace(record, coding=replace(record.coding, prediction=prediction))
+    back = index[record.name] - index[record.base]
+    if not record.coding:
+        return replace(record, target=back)
+    return replace(record, coding=replace(record.coding, prediction=replace(record.coding.prediction, back=back)))
 
 
 def _shown(encoded: Sequence[EncodedTensor]) -> str | None:

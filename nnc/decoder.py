@@ -144,12 +144,12 @@ def _read_reference(unit: Unit, records: tuple[Record, ...], reference: Referenc
 
 
 def _finished(record: Record, data: memoryview) -> Callable[[torch.Tensor | None], tuple[torch.Tensor, list[int]]]:
-    tensor = None if record.filter == "reference" else _restore(record, data)
+    tensor = None if record.filter in ("reference", "earlier") else _restore(record, data)
     return lambda base: (_restore(record, data, base) if tensor is None else tensor, [])
 
 
 def _restore(record: Record, data: memoryview, base: torch.Tensor | None = None) -> torch.Tensor:
-    """A tensor that was not quantized: plain, exact or constant.  base: its counterpart in the reference."""
+    """A tensor that was not quantized: plain, exact or constant.  base: its counterpart in the reference, or the earlier tensor."""
     if record.kind == "constant":
         if record.dtype == torch.bool and record.value[0] > 1:
             raise Corruption(f"tensor {record.name!r}: a bool byte is neither 0 nor 1: the file is damaged")
@@ -160,13 +160,13 @@ def _restore(record: Record, data: memoryview, base: torch.Tensor | None = None)
         raise Corruption(f"tensor {record.name!r}: {len(raw)} bytes instead of {record.nbytes}: the file is damaged")
     if record.elements == 0:
         return torch.empty(record.shape, dtype=record.dtype)
-    if record.filter in ("byte planes", "differences", "reference"):
+    if record.filter in ("byte planes", "differences", "reference", "earlier"):
         planes = np.frombuffer(raw, np.uint8).reshape(record.dtype.itemsize, record.elements)
         values = np.ascontiguousarray(planes.T)
         if record.filter == "differences":
             kind = np.dtype(f"<u{record.dtype.itemsize}")
             values = np.cumsum(values.view(kind)[:, 0], dtype=kind)
-        if record.filter == "reference":
+        if record.filter in ("reference", "earlier"):
             kind = np.dtype(f"<u{record.dtype.itemsize}")
             steps, before = values.view(kind)[:, 0], base.contiguous().flatten().view(torch.uint8).numpy().view(kind)
             values = before + ((steps >> kind.type(1)) ^ (kind.type(0) - (steps & kind.type(1))))

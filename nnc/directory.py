@@ -206,12 +206,14 @@ class Directory:
 
 def _with_base(record: Record, index: int, records: Sequence[Record]) -> Record:
     """A record with the name of the earlier tensor that foretells it; Corruption if that cannot be."""
-    back = record.coding.prediction.back if record.coding and record.coding.prediction else 0
+    without_loss = record.filter == "earlier"
+    back = record.target if without_loss else record.coding.prediction.back if record.coding and record.coding.prediction else 0
     if not back:
         return record
     base = records[index - back]
-    differs = base.shape != record.shape or base.dtype not in CODED_DTYPES
-    if differs or base.kind in ("alias", "same") or base.filter == "reference" or (base.coding and base.coding.prediction):
+    differs = base.shape != record.shape or (base.dtype != record.dtype if without_loss else base.dtype not in CODED_DTYPES)
+    derived = base.kind in ("alias", "same") or base.filter in ("reference", "earlier") or (base.coding and base.coding.prediction)
+    if differs or derived:
         raise Corruption(f"tensor {record.name!r} is foretold by {base.name!r}, which does not match: the file is damaged")
     return replace(record, base=base.name)
 

@@ -220,9 +220,12 @@ class Encoding:
         step = short_step(plan.factor * vector_step(plan.rms, typical))
         return encode_fine(plan.name, tensor, step, self.search, 0 if plan.factor == 1 else None, predicted=predicted)
 
-    def _counterpart(self, plan: Plan) -> tuple[torch.Tensor | None, bytes]:
-        """The tensor of the reference that a difference without loss can be taken to, and its digest."""
+    def _counterpart(self, plan: Plan) -> tuple[torch.Tensor | None, bytes, str]:
+        """The tensor that a difference without loss can be taken to: of the reference, with its digest, or an earlier one, with its name."""
+        sibling = self.siblings.found.get(plan.name)
+        if sibling and self.asked.lossless:
+            return self.checkpoint.read(sibling.base), b"", sibling.base
         match = self.alignment.matches.get(plan.name) if self.alignment else None
         if match is None or self.alignment.reader.specs[plan.name][0] != plan.spec.dtype:
-            return None, b""
-        return self.alignment.reader.read(plan.name), match.digest
+            return None, b"", ""
+        return self.alignment.reader.read(plan.name), match.digest, ""

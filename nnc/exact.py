@@ -26,10 +26,13 @@ def encode_same(name: str, tensor: torch.Tensor, digest: bytes) -> EncodedTensor
     return EncodedTensor(record, b"", (), checksum(tensor_bytes(tensor)), reference=digest)
 
 
-def encode_exact(name: str, tensor: torch.Tensor, base: torch.Tensor | None = None, digest: bytes = b"") -> EncodedTensor:
+def encode_exact(
+    name: str, tensor: torch.Tensor, base: torch.Tensor | None = None, digest: bytes = b"", earlier: str = ""
+) -> EncodedTensor:
     """The tensor without loss: one element if all are the same, else the shortest of a few filters before deflate.
 
-    base: its counterpart in the reference, of the same dtype and shape, with its digest: then the difference to it is one of them.
+    base: its counterpart in the reference, of the same dtype and shape, with its digest, or the earlier tensor of this name: then the difference to it is
+    one of them.
     """
     raw = bytes(tensor_bytes(tensor))
     content = checksum(raw)
@@ -47,8 +50,8 @@ def encode_exact(name: str, tensor: torch.Tensor, base: torch.Tensor | None = No
         kind = np.dtype(f"<u{size}")
         steps = values.copy().view(kind)[:, 0] - np.frombuffer(tensor_bytes(base), kind)
         zigzag = (steps << kind.type(1)) ^ (kind.type(0) - (steps >> kind.type(8 * size - 1)))  # small numbers of either sign
-        candidates["reference"] = compress(np.ascontiguousarray(zigzag.view(np.uint8).reshape(-1, size).T).tobytes(), 9)
+        candidates["earlier" if earlier else "reference"] = compress(np.ascontiguousarray(zigzag.view(np.uint8).reshape(-1, size).T).tobytes(), 9)
     chosen = min(candidates, key=lambda key: len(candidates[key]))
     data = candidates[chosen]
-    record = Record(name, tensor.dtype, shape, "exact", filter=chosen, length=len(data))
+    record = Record(name, tensor.dtype, shape, "exact", filter=chosen, length=len(data), base=earlier if chosen == "earlier" else "")
     return EncodedTensor(record, data, (), content, reference=digest if chosen == "reference" else b"")

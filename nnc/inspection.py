@@ -124,6 +124,6 @@ def _describe(record: Record, total: int, joined: int) -> TensorInfo:
         8 * stored / max(1, record.elements),
         quantized and quantized.noise / 2,
         stored / total,
-        (coding.tools.names + (("inter",) if record.base else ())) if coding else (),
+        (coding.tools.names if coding else ()) + (("inter",) if record.base else ()),
         coding and coding.latents,
     )

@@ -34,7 +34,7 @@ SURE = 0.5  # bits per weight beyond which it need not be compared with none
 @dataclass(frozen=True, eq=False)
 class Sibling:
     """Of a tensor: name of the earlier one; confidence: int16 codes of the rows; saved: bits per weight that it is reckoned to save, where levels are
-    fine."""
+    fine.  Without loss the difference is coded as it is, if that is shorter."""
 
     base: str
     confidence: np.ndarray
@@ -63,8 +63,8 @@ NO_SIBLINGS = Siblings()
 def find_siblings(
     checkpoint: Checkpoint, asked: Config, workers: Workers, progress: Callable[[int, int, str], None] | None = None
 ) -> Siblings:
-    """Of the tensors that will be quantized, in the order of the checkpoint; progress: called with (done, total, what)."""
-    if "inter" not in asked.chosen_tools or asked.lossless:
+    """Of the tensors that will be quantized, or of all matrices if nothing is; in the order of the checkpoint.  progress: called with (done, total, what)."""
+    if "inter" not in asked.asked_tools:
         return NO_SIBLINGS
 
     def wanted(spec: TensorSpec) -> bool:
@@ -72,9 +72,9 @@ def find_siblings(
         kept = spec.tied_to or (rule and rule.action in ("skip", "exact"))
         return not kept and spec.dtype in CODED_DTYPES and choose_split(spec.shape) > 0 and spec.numel >= LEAST
 
-    groups: dict[tuple[int, ...], list[TensorSpec]] = {}
+    groups: dict[tuple, list[TensorSpec]] = {}
     for spec in filter(wanted, checkpoint.specs):
-        groups.setdefault(tuple(spec.shape), []).append(spec)
+        groups.setdefault((tuple(spec.shape), spec.dtype if asked.lossless else None), []).append(spec)
     specs = [spec for group in groups.values() if len(group) > 1 for spec in group]
     total, done = sum(spec.nbytes for spec in specs), 0
 
@@ -90,6 +90,8 @@ def find_siblings(
 
     def compare(pair: tuple[TensorSpec, TensorSpec]) -> Sibling | None:
         base, spec = pair
+        if asked.lossless:
+            return Sibling(base.name, np.zeros(0, np.int16), 0.0)
         weights, other = (make_plane(checkpoint.read(one.name))[1] for one in (spec, base))
         if not (np.isfinite(weights).all() and np.isfinite(other).all()):
             return None

@@ -75,7 +75,7 @@ KINDS = Table(
     "kind of record",
     {0: "plain", 1: "exact", 2: "constant", 3: "alias", 4: "coded", 5: "same", 6: "predicted", 7: "tiled"},
 )
-FILTERS = Table("filter", {0: "none", 1: "deflate", 2: "byte planes", 3: "differences", 4: "reference"})
+FILTERS = Table("filter", {0: "none", 1: "deflate", 2: "byte planes", 3: "differences", 4: "reference", 5: "earlier"})
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,8 @@ def join_parts(side: bytes, streams: Sequence[bytes]) -> bytes:
 
 @dataclass(frozen=True)
 class Record:
-    """One tensor of the directory.  kind: see the module; target: index of the tensor an alias stands for; tied: whether it
+    """One tensor of the directory.  kind: see the module; target: index of the tensor an alias stands for, or how many records before is the one that a
+    difference without loss is taken to; tied: whether it
     shares its memory; filter and length: of exact bytes; value: bytes of the constant element; coding: of coded tensors; tiles:
     of tiled ones."""
 
@@ -309,6 +310,8 @@ class Record:
             out.shapes.varint(size)
         if self.kind == "exact":
             out.values.byte(FILTERS.id(self.filter))
+            if self.filter == "earlier":
+                out.predictions.varint(self.target)
             out.lengths.varint(self.length)
         elif self.kind == "constant":
             out.values.raw(self.value)
@@ -341,7 +344,12 @@ class Record:
                 raise Corruption(f"tensor {name!r} of {dtype} cannot be coded as differences: the file is damaged")
             if chosen == "reference" and (permutations is None or dtype.itemsize > 8):
                 raise Corruption(f"tensor {name!r} of {dtype} cannot be a difference to a reference: the file is damaged")
-            return replace(record, filter=chosen, length=data.lengths.varint("length", MAX_BYTES))
+            back = 0
+            if chosen == "earlier":
+                back = data.predictions.varint("distance to the tensor that foretells another", index)
+                if not back or dtype.itemsize > 8:
+                    raise Corruption(f"tensor {name!r} of {dtype} cannot be a difference to an earlier one: the file is damaged")
+            return replace(record, filter=chosen, target=back, length=data.lengths.varint("length", MAX_BYTES))
         if kind == "constant":
             return replace(record, value=data.values.raw(dtype.itemsize, "constant"))
         if kind == "alias":

@@ -62,7 +62,8 @@ def siblings(g: torch.Generator) -> Source:
     w, k = normal(g, 80, 60), normal(g, 24, 20, 3, 3)
     part = torch.where(torch.arange(80)[:, None] < 40, w, normal(g, 80, 60))
     return {"w": w, "k": k, "b": normal(g, 60), "of.w": 0.9 * w + 0.1 * normal(g, 80, 60), "of.k": k + 0.2 * normal(g, 24, 20, 3, 3), "same.w": w.clone(),
-            "half.w": (w + 0.05 * normal(g, 80, 60)).half(), "part.w": part + 0.1 * normal(g, 80, 60), "alone": normal(g, 80, 60)}
+            "half.w": (w + 0.05 * normal(g, 80, 60)).half(), "part.w": part + 0.1 * normal(g, 80, 60), "alone": normal(g, 80, 60),
+            "half": w.half(), "of.half": (w + 0.001 * normal(g, 80, 60)).half()}
 
 
 def outliers(g: torch.Generator) -> Source:
@@ -452,6 +453,7 @@ CASES = [
     Case("siblings", siblings, {"snr": 20}),
     Case("siblings-learned", siblings, {"bits": 2}, latents=None),
     Case("siblings-calibrated", siblings, {"bits": 3}, calibrated=True),
+    Case("siblings-lossless", siblings, {"lossless": True}),
     Case("siblings-shards", siblings, {"snr": 15, "shard_bytes": 5000}, folder=True),
     Case("predicted", tuned, {"snr": 20}, seed=2, reference="original"),
     Case("predicted-fine", tuned, {"snr": 50, "states": 1}, seed=3, reference="original"),

@@ -172,7 +172,7 @@ def expected_coverage() -> set[tuple]:
         *(("rows of CTUs", b) for b in both), *(("columns of CTUs", b) for b in both), ("transposed", 0), ("transposed", 1),
         *(("row step unit", u) for u in (0, *decoder.UNITS)), *(("column step unit", u) for u in (0, *decoder.UNITS)),
         *(("row steps and labelling", b, labelling) for b in both for labelling in (0, 1, 2)),
-        *(("size of filter", decoder.REFERENCE, size) for size in (1, 2, 4, 8)), ("order", 0), ("order", 1),
+        *(("size of filter", decoder.REFERENCE, size) for size in (1, 2, 4, 8)), *(("size of filter", decoder.EARLIER, size) for size in (2, 4)), ("order", 0), ("order", 1),
         *(("predicted", "rows", way) for way in ("as it is", "entries")), *(("predicted", "CTUs", b) for b in both),
         *(("predicted", "columns", way) for way in ("as it is", "entries", "groups")),
         *(("predicted", "confidence", mode) for mode in range(4)), *(("predicted", "transposed", b) for b in (0, 1)),

@@ -110,8 +110,10 @@ def measure_together(zoo: Path, folder: Path) -> tuple[Table, list[Bound]]:
         state = {f"{name}.{key}": tensor for name in names for key, tensor in load_file(str(cases[name].weights())).items()}
         for snr in (25.0, 40.0):
             without, given = (nnc.compress(state, path, snr=snr, tools=tools, overwrite=True) for tools in ("transform,memory", "default"))
-            rows.append((title, snr, without.file_bytes, given.file_bytes, given.file_bytes / without.file_bytes, given.snr - without.snr))
-    columns = (Column("checkpoint"), Column("dB", ".0f"), Column("without B", ",d"), Column("with inter B", ",d"), Column("ratio", ".3f"), Column("dB more", ".2f"))
+            rows.append((title, f"{snr:.0f}", without.file_bytes, given.file_bytes, given.file_bytes / without.file_bytes, given.snr - without.snr))
+        kept = [nnc.compress(state, path, lossless=True, tools=tools, overwrite=True).file_bytes for tools in ("none", "default")]
+        rows.append((title, "lossless", *kept, kept[1] / kept[0], 0.0))
+    columns = (Column("checkpoint"), Column("dB"), Column("without B", ",d"), Column("with inter B", ",d"), Column("ratio", ".3f"), Column("dB more", ".2f"))
     return Table("references_together", columns, tuple(rows)), [Bound("bytes with inter over without, largest", max(row[4] for row in rows), 1.0)]
 
 

@@ -16,6 +16,7 @@ from .records import (
     EXACT,
     PLAIN,
     PREDICTED,
+    EARLIER,
     REFERENCE,
     SAME,
     STATES,
@@ -25,5 +26,5 @@ from .records import (
 from .tables import POWERS, level_weights, parametric_table, scale_table
 
 __all__ = ["ALIAS", "CODED", "CONSTANT", "Coder", "Container", "DTYPES", "EXACT", "OtherVersion", "PLAIN", "POWERS", "PREDICTED",
-           "REFERENCE", "SAME", "STATES", "TILED", "Tensor", "UNITS", "WrongReference", "decode", "level_weights", "next_state",
+           "EARLIER", "REFERENCE", "SAME", "STATES", "TILED", "Tensor", "UNITS", "WrongReference", "decode", "level_weights", "next_state",
            "parametric_table", "read_container", "read_directory", "scale_table"]

@@ -14,7 +14,7 @@ from .trees import Tree, read_tree
 
 PLAIN, EXACT, CONSTANT, ALIAS, CODED, SAME, PREDICTED, TILED = range(8)
 STATIC, LEARNED, JOINED = range(3)
-REFERENCE = 4                                                          # a filter
+REFERENCE, EARLIER = 4, 5                                              # filters
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 UNITS = (64, 32, 16, 8, 4)
 
@@ -104,6 +104,7 @@ class Record:
     stored: int = 0
     coding: Coding | None = None
     tiling: Tiling | None = None
+    distance: int = 0                                                  # records to the one that filter 5 takes a difference to
     source: str = ""                                                   # name of the record that foretells it
 
     @property
@@ -117,7 +118,7 @@ class Record:
     @property
     def back(self) -> int:
         """How many records before is the one that foretells this one, 0 if none does."""
-        return self.coding.prediction.back if self.kind == PREDICTED else 0
+        return self.coding.prediction.back if self.kind == PREDICTED else self.distance
 
     @property
     def referenced(self) -> bool:
@@ -141,7 +142,10 @@ def read_record(lanes: dict[str, Bytes], index: int, sets: int, permutations: li
         record.stored = record.elements * record.size
     elif kind == EXACT:
         record.filter = lanes["values"].byte()
-        must(record.filter <= 4, "an unknown filter")
+        must(record.filter <= 5, "an unknown filter")
+        if record.filter == EARLIER:
+            record.distance = lanes["predictions"].varint(index)
+            must(record.distance > 0, "a difference to itself")
         must(record.filter < 3 or record.size <= 8, "differences of wide elements")
         record.stored = lanes["lengths"].varint(1 << 43)
     elif kind == CONSTANT:
@@ -290,8 +294,10 @@ def check_source(records: list[Record], index: int, record: Record) -> None:
     if record.back:
         source = records[index - record.back]
         record.source = source.name
-        must(source.shape == record.shape and source.dtype in ("float32", "float16", "bfloat16"), "a source that does not match")
-        must(source.kind in (PLAIN, EXACT, CONSTANT, CODED, TILED) and not source.referenced, "a source that is predicted itself, or an alias")
+        fits = source.dtype == record.dtype if record.kind == EXACT else source.dtype in ("float32", "float16", "bfloat16")
+        must(source.shape == record.shape and fits, "a source that does not match")
+        derived = source.referenced or (source.kind == EXACT and source.filter == EARLIER)
+        must(source.kind in (PLAIN, EXACT, CONSTANT, CODED, TILED) and not derived, "a source that is predicted itself, or an alias")
 
 
 def check_alias(records: list[Record], index: int, record: Record) -> None:

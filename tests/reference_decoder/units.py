@@ -11,7 +11,7 @@ from .directory import Directory, UnitHead
 from .entropy import Coder
 from .latents import Latents
 from .notation import DTYPES, Bytes, Tensor, WrongReference, inflate, must
-from .records import CODED, CONSTANT, EXACT, PLAIN, PREDICTED, REFERENCE, SAME, TILED, Record
+from .records import CODED, CONSTANT, EARLIER, EXACT, PLAIN, PREDICTED, REFERENCE, SAME, TILED, Record
 from .tiled import tiled_bytes
 
 # ---- 6. Units --------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def decode_unit(unit: UnitHead, data: bytes, directory: Directory, state: dict[s
 # ---- 7. Exact bytes --------------------------------------------------------------------------------------------------
 
 def exact_bytes(record: Record, stored: bytes, base: Tensor | None) -> bytes:
-    """base: the tensor of the reference, of records that are a difference to it."""
+    """base: the tensor of the reference, or an earlier one, of records that are a difference to it."""
     n, size = record.elements, record.size
     if record.filter == 0:
         must(len(stored) == n * size, "exact bytes of another length")
@@ -96,7 +96,7 @@ def exact_bytes(record: Record, stored: bytes, base: Tensor | None) -> bytes:
     elements = [int.from_bytes(data[i::n], "little") for i in range(n)]
     if record.filter == 3:
         elements = [value % (1 << 8 * size) for value in accumulate(elements)]
-    if record.filter == REFERENCE:
+    if record.filter in (REFERENCE, EARLIER):
         there = [int.from_bytes(base[2][i * size:(i + 1) * size], "little") for i in range(n)]
         elements = [(u + (z // 2 if z % 2 == 0 else -((z + 1) // 2))) % (1 << 8 * size) for u, z in zip(there, elements)]
     return b"".join(value.to_bytes(size, "little") for value in elements)
