@@ -57,6 +57,11 @@ def layers(g: torch.Generator) -> Source:
     return {"linear.weight": normal(g, 24, 20), "conv.weight": normal(g, 6, 4, 3, 3) * 0.5, "linear.bias": normal(g, 24)}
 
 
+def table(g: torch.Generator) -> Source:
+    """Rows of clusters, so many that they are cut into strips."""
+    return {"w": 2 * normal(g, 5, 8)[torch.randint(0, 5, (4200,), generator=g)] + normal(g, 4200, 8)}
+
+
 def siblings(g: torch.Generator) -> Source:
     """Averages of weights, whole and in some rows, in float16 and as kernels; one that is the same."""
     w, k = normal(g, 80, 60), normal(g, 24, 20, 3, 3)
@@ -444,9 +449,8 @@ CASES = [
     Case("centres-bypass", clusters, {"snr": 60}, centres=8),
     Case("centres-calibrated", clusters, {"bits": 3}, centres=8, calibrated=True),
     Case("centres-trees", clusters, {"step": 0.5, "tools": "memory,tree"}, centres=8),
-    Case("centres-strips", lambda g: {"w": 2 * normal(g, 9, 20)[torch.randint(0, 9, (4600,), generator=g)] + normal(g, 4600, 20)}, {"step": 1.0}, centres=5),
-    Case("centres-strips-learned", lambda g: {"w": 2 * normal(g, 3, 20)[torch.randint(0, 3, (4600,), generator=g)] + normal(g, 4600, 20)}, {"step": 1.0}, centres=3,
-         latents="learned"),
+    Case("centres-strips", table, {"step": 0.12}, centres=5),
+    Case("centres-strips-learned", table, {"step": 0.3}, centres=7, latents="learned"),
     Case("centres-ctus", lambda g: {"w": normal(g, 8, 96)[torch.randint(0, 8, (900,), generator=g)] + normal(g, 900, 96)}, {"step": 1.0}, centres=8),
     Case("shards", several, {"snr": 18, "shard_bytes": 1800}, folder=True),
     Case("original", original, {"snr": 25, "rules": tuple(f"{name}=exact" for name in ("same", "half", "brain"))}),
