@@ -360,9 +360,9 @@ def test_checksums_of_parts_are_as_the_page_says(file, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 def test_pages_that_were_read_are_given_back(tmp_path):
-    """What is mapped counts as memory of the process only while it is read."""
+    """What is mapped counts as memory of the process only while it is read; the system maps up to 64 kB on either side of what is asked for, too."""
     path = tmp_path / "t.safetensors"
-    nnc.compress({f"w{n}": torch.randn(400, 500, generator=torch.Generator().manual_seed(n)) for n in range(4)}, path, bits=6)
+    nnc.compress({f"w{n}": torch.randn(800, 500, generator=torch.Generator().manual_seed(n)) for n in range(8)}, path, bits=8, effort="fast")
 
     def mapped() -> int:
         lines = Path("/proc/self/smaps").read_text().splitlines()
@@ -372,5 +372,5 @@ def test_pages_that_were_read_are_given_back(tmp_path):
     with nnc.open(path) as file:
         for name in file.keys():
             file.tensor(name)
-            assert mapped() <= 1 << 17
-    assert path.stat().st_size > 5e5
+            assert mapped() <= 1 << 18
+    assert path.stat().st_size > 3e6
