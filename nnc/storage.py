@@ -16,6 +16,7 @@ from .errors import Corruption, InvalidArgument
 
 LEFT = 1 << 16  # bytes of a read from which on it is worth a system call
 
+
 @dataclass(eq=False)
 class Storage:
     """label: path of the file, or name of the object; size: bytes; stamp: device, inode, size and time (ns) of a path, empty for an

@@ -24,7 +24,7 @@ from statistics import median
 import numpy as np
 import torch
 from curves import Comparison, Point, compare_curves, pareto_front
-from sources import ZOO, import_zoo
+from sources import ZOO, chosen_cases, import_zoo
 from tables import Bound, Column, Table, finish, make_parser, note
 from zoo_curves import read_peer
 
@@ -167,13 +167,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="with tuning of what is not quantized")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     asked = parser.parse_args(arguments)
-    zoo = import_zoo(asked.zoo)
-    if zoo is None:
-        note(f"{asked.zoo}: no zoo there: nothing to measure")
+    names = chosen_cases(parser, asked)
+    if not names:
         return 0
-    if unknown := sorted(set(asked.case) - set(zoo.available())):
-        parser.error(f"case {unknown[0]!r}: must be one of {', '.join(zoo.available())}")
-    names = asked.case or zoo.available()
     results = []
     for result in measure_cases(asked.zoo, names, asked.jobs, rates=asked.rates, number=asked.number, effort=asked.effort,
                                 tune=asked.tune):

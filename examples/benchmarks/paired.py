@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from calibrated import KINDS, LOWEST
-from sources import ZOO, import_zoo
+from sources import ZOO, chosen_cases, import_zoo
 from tables import Bound, Column, Table, finish, make_parser, note
 from zoo_curves import read_peer
 
@@ -81,14 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tools", default="all", help="set of tools that is compared with none")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     asked = parser.parse_args(arguments)
-    zoo = import_zoo(asked.zoo)
-    if zoo is None:
-        note(f"{asked.zoo}: no zoo there: nothing to measure")
+    names = chosen_cases(parser, asked)
+    if not names:
         return 0
-    if unknown := sorted(set(asked.case) - set(zoo.available())):
-        parser.error(f"case {unknown[0]!r}: must be one of {', '.join(zoo.available())}")
     rows = []
-    for row in measure_cases(asked.zoo, asked.case or zoo.available(), asked.jobs, number=asked.number, free=asked.free, tools=asked.tools):
+    for row in measure_cases(asked.zoo, names, asked.jobs, number=asked.number, free=asked.free, tools=asked.tools):
         note(f"{row[0]}: {row[4]:.4f} +- {row[5]:.4f}")
         rows.append(row)
     columns = (Column("case"), Column("pairs", "d"), Column("bytes over none", ".4f"), Column("error over none", ".3f"),

@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from sources import ZOO, import_zoo
+from sources import ZOO, chosen_cases, import_zoo
 from tables import Bound, Column, Table, finish, make_parser, note
 
 import nnc
@@ -80,14 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", action="append", default=[], help="only this one; may be given several times")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     asked = parser.parse_args(arguments)
-    zoo = import_zoo(asked.zoo)
-    if zoo is None:
-        note(f"{asked.zoo}: no zoo there: nothing to measure")
+    names = chosen_cases(parser, asked, "logits")
+    if not names:
         return 0
-    known = [name for name in zoo.available() if zoo.CASES[name].kind == "logits"]
-    if unknown := sorted(set(asked.case) - set(known)):
-        parser.error(f"case {unknown[0]!r}: must be one of {', '.join(known)}")
-    names = asked.case or known
     rows, holding = [], 0
     for name, points in zip(names, measure_cases(asked.zoo, names, asked.jobs)):
         note(f"{name}: " + ", ".join(f"{p.predicted / p.measured:.2f}" for p in points))

@@ -4,11 +4,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from safetensors.torch import load_file, save_file
+from tables import note
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ZOO = REPOSITORY.parent / "shared" / "zoo"
@@ -98,6 +100,18 @@ def count_parameters(state: dict[str, torch.Tensor]) -> int:
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
+
+
+def chosen_cases(parser: ArgumentParser, asked: Namespace, kind: str = "") -> list[str]:
+    """Names of the cases that were asked for, default all of the zoo (of this kind); none if there is no zoo, which is said."""
+    zoo = import_zoo(asked.zoo)
+    if zoo is None:
+        note(f"{asked.zoo}: no zoo there: nothing to measure")
+        return []
+    known = [name for name in zoo.available() if kind in ("", zoo.CASES[name].kind)]
+    if unknown := sorted(set(asked.case) - set(known)):
+        parser.error(f"case {unknown[0]!r}: must be one of {', '.join(known)}")
+    return asked.case or known
 
 
 def import_zoo(folder: Path) -> ModuleType | None:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from calibrated import KINDS, LOWEST
 from curves import Comparison, Point, compare_curves
-from sources import ZOO, import_zoo
+from sources import ZOO, chosen_cases, import_zoo
 from tables import Bound, Column, Table, finish, make_parser, note
 from zoo_curves import read_peer
 
@@ -128,15 +128,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--effort", default="default", choices=("fast", "default", "high", "max"))
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     asked = parser.parse_args(arguments)
-    zoo = import_zoo(asked.zoo)
-    if zoo is None:
-        note(f"{asked.zoo}: no zoo there: nothing to measure")
+    names = chosen_cases(parser, asked)
+    if not names:
         return 0
-    if unknown := sorted(set(asked.case) - set(zoo.available())):
-        parser.error(f"case {unknown[0]!r}: must be one of {', '.join(zoo.available())}")
     results = []
     options = {"number": asked.number, "free": asked.free, "effort": asked.effort}
-    for result in measure_cases(asked.zoo, asked.case or zoo.available(), asked.jobs, **options):
+    for result in measure_cases(asked.zoo, names, asked.jobs, **options):
         note(f"{result.case}: default {result.over_none('default').ratio:.4f}, all {result.over_none('all').ratio:.4f}")
         results.append(result)
     name = f"tools_{'free' if asked.free else 'calibrated'}_{asked.effort}"
