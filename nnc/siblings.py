@@ -69,7 +69,7 @@ def find_siblings(
 
     def wanted(spec: TensorSpec) -> bool:
         rule = asked.rule_for(spec.name)
-        kept = spec.tied_to or (rule and rule.action in ("skip", "exact"))
+        kept = spec.tied_to or (rule and (rule.action == "skip" or (rule.action == "exact" and not asked.lossless)))
         return not kept and spec.dtype in CODED_DTYPES and choose_split(spec.shape) > 0 and spec.numel >= LEAST
 
     groups: dict[tuple, list[TensorSpec]] = {}
