@@ -34,7 +34,7 @@ from .container import (
 from .decoder import ReferenceReader, decode_unit, start_record
 from .errors import Corruption, InvalidArgument
 from .kept import Kept, count_bases
-from .reading import Place, Stored, check_parts, read_joined, read_rows, read_stored, read_unit
+from .reading import Place, Stored, StoredUnit, check_parts, read_joined, read_rows, read_stored, read_unit
 from .selection import Rows, TensorSlice, select_rows
 from .unit import Record
 
@@ -167,11 +167,11 @@ class Archive:
             return self._read_joined(place)[record.name].clone()
         part = memoryview(read_unit(place.file, place.index))[place.at : place.at + record.stored]
         permutations = directory.reference.permutations if directory.reference else ()
-        base = self._decode_named(record.base) if record.base else None
+        base = self.decode_named(record.base) if record.base else None
         return start_record(record, part, directory.bank, self.pool, permutations, directory.matrices)(base)[0]
 
-    def _decode_named(self, name: str) -> torch.Tensor:
-        """One that is stored under its own name and foretells others."""
+    def decode_named(self, name: str) -> torch.Tensor:
+        """A tensor that is stored under its own name and foretells others."""
         return self._decode_alone(self._places[name].record)
 
     def _read_joined(self, place: Place) -> dict[str, torch.Tensor]:
@@ -230,29 +230,29 @@ class Archive:
 
     def _unit_of(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         place = self._places[name]
-        own = [record for record in place.records if record.kind != "alias"]
-        return _finish(own, self._start(place.file, place.index, place.records))
+        unit = StoredUnit(place.file, place.index, place.records)
+        return _finish(unit, self._start(unit, self.pool, self.decode_named))
 
     def read_stored(self, name: str) -> Stored:
         """A tensor as it is stored, an alias as what it stands for."""
         return read_stored(self._places[self.sources[name]])
 
-    def _start(self, file: Container, index: int, records: tuple[Record, ...], earlier: Callable[[str], torch.Tensor] | None = None):
-        """earlier: gives tensors of earlier units, else those that are needed are decoded."""
-        directory = file.directory
-        reference = self.reference if directory.units[index].reference else None
+    def decode(self, unit: StoredUnit, pool: Executor | None, earlier: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of the tensors of a unit; pool: threads for their CTUs; earlier: gives tensors of earlier units."""
+        return _finish(unit, self._start(unit, pool, earlier))
+
+    def _start(self, unit: StoredUnit, pool: Executor | None, earlier: Callable[[str], torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+        directory = unit.file.directory
+        entry = directory.units[unit.index]
+        reference = self.reference if entry.reference else None
         permutations = directory.reference.permutations if directory.reference else ()
-        return decode_unit(
-            directory.units[index],
-            records,
-            file.read_unit(index),
-            directory.bank,
-            self.pool,
-            reference,
-            permutations,
-            directory.matrices,
-            earlier or self._decode_named,
-        )
+        data = unit.file.read_unit(unit.index)
+        return decode_unit(entry, unit.records, data, directory.bank, pool, reference, permutations, directory.matrices, earlier)
+
+    def units(self, names: set[str] | None = None) -> list[StoredUnit]:
+        """Those with tensors that are not aliases, in the order of the files; names: with one of these."""
+        found = (StoredUnit(file, index, records) for file in self.files for index, records in enumerate(file.unit_records()))
+        return [unit for unit in found if any(names is None or record.name in names for record in unit.own)]
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -270,29 +270,22 @@ class Archive:
         names: only units with one of these; ahead: bytes of tensors that may wait decoded, beside the unit that is handed out, and of those that are kept as
         they foretell others to come; whoever takes them must not write to them before the last one came.
         """
-        units = [
-            (file, index, records)
-            for file in self.files
-            for index, records in enumerate(file.unit_records())
-            if any(record.kind != "alias" and (names is None or record.name in names) for record in records)
-        ]
-        kept = Kept(count_bases(records for _, _, records in units), ahead, self._decode_named)
+        units = self.units(names)
+        kept = Kept(count_bases(unit.records for unit in units), ahead, self.decode_named)
         waiting: deque = deque()
         pending = 0
-        for file, index, records in units:
-            own = [record for record in records if record.kind != "alias"]
-            size = sum(record.nbytes for record in own)
-            while waiting and pending - waiting[0][0] + size > ahead:  # the first is handed out
-                pending -= waiting[0][0]
-                yield from kept.watch(_finish(*waiting.popleft()[1:]))
-            pending += size
-            waiting.append((size, own, self._start(file, index, records, kept.take)))
+        for unit in units:
+            while waiting and pending - waiting[0][0].nbytes + unit.nbytes > ahead:  # the first is handed out
+                pending -= waiting[0][0].nbytes
+                yield from kept.watch(_finish(*waiting.popleft()))
+            pending += unit.nbytes
+            waiting.append((unit, self._start(unit, self.pool, kept.take)))
         while waiting:
-            yield from kept.watch(_finish(*waiting.popleft()[1:]))
+            yield from kept.watch(_finish(*waiting.popleft()))
 
 
-def _finish(records: list[Record], wait) -> Iterator[tuple[str, torch.Tensor]]:
-    for record, tensor in zip(records, wait()):
+def _finish(unit: StoredUnit, wait: Callable[[], list[torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for record, tensor in zip(unit.own, wait()):
         yield record.name, tensor
 
 

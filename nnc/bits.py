@@ -58,22 +58,28 @@ class Reader:
         return len(self._data) - self._at
 
     def raw(self, count: int, field: str) -> bytes:
-        if count > self.left:
+        at = self._at
+        found = self._data[at : at + count]
+        if len(found) < count:
             raise Corruption(f"{field}: needs {count} bytes, {self.left} are left: the file is truncated or damaged")
-        self._at += count
-        return self._data[self._at - count : self._at]
+        self._at = at + count
+        return found
 
     def byte(self, field: str, most: int = 255) -> int:
-        return self._bounded(self.raw(1, field)[0], field, most)
+        if self._at >= len(self._data):
+            self.raw(1, field)  # says so
+        value = self._data[self._at]
+        self._at += 1
+        return value if value <= most else self._bounded(value, field, most)
 
     def varint(self, field: str, most: int) -> int:
         value = shift = 0
         while True:
-            group = self.raw(1, field)[0]
+            group = self.byte(field)
             value |= (group & 127) << shift
             shift += 7
             if group < 128:
-                return self._bounded(value, field, most)
+                return value if value <= most else self._bounded(value, field, most)
             if shift > 63:
                 raise Corruption(f"{field}: more than ten groups in a varint: the file is damaged")
 

@@ -13,12 +13,13 @@ from math import log2, sqrt
 
 import numpy as np
 
+from .buffers import empty
 from .centres import centre_codes, centre_steps
 from .coder import pack_words
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import MOST, code_bits
-from .kernels.memories import add_rows, follow_centres, mean_rows, model_bits
+from .kernels.memories import follow_centres, mean_rows, mean_square, model_bits, sweep_centres
 from .kernels.words import encode_tile, replay_levels
 from .prediction.memory import CERTAIN, CentreCodes, trust_of
 from .quantize.trellis import make_trellis
@@ -30,7 +31,7 @@ BESIDE = 64.0  # bits of the fields and of the end of the stream
 LARGEST = float(1 << 20)  # centre in its steps: levels of the format end at 2^22
 MOST_GRAIN = 8  # beyond: the same for all
 SAMPLED = 4096  # columns that tell what centres save
-PART = 2048  # columns that are looked at together
+NO_SUMS = np.empty((0, 0), np.float32), np.empty(0, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,31 +55,24 @@ def place(columns: np.ndarray, centres: np.ndarray, distortion: np.ndarray, grai
     """The best centre of every column, float32 (n, m), at the distortion of each, float64 (n,); centres: float32 (1 + number, m), zeros first; grain: steps
     between confidences; common: the code of them all, 1 to choose."""
     n = len(columns)
-    found = Placed(np.empty(n, np.int16), np.empty(n, np.int16), np.empty_like(columns))
+    found = Placed(np.empty(n, np.int16), np.empty(n, np.int16), empty(columns.shape, np.float32))
     follow_centres(columns, centres, distortion, CERTAIN, grain, common, found.labels, found.confidence, found.rest)
     return found
 
 
 def sweep(
-    read: Callable[[slice, np.ndarray], object], centres: np.ndarray, distortion: np.ndarray, grain: int = 1, common: int = 1, sums: tuple = ()
+    columns: np.ndarray, by: np.ndarray, centres: np.ndarray, distortion: np.ndarray, grain: int = 1, common: int = 1, sums: tuple = NO_SUMS
 ) -> Swept:
-    """`place` for columns of which `read` writes a part at a time into an array, so that no more memory is touched; sums: float32 (numbers, m) and
+    """`place` for columns, float32 (n, m), in either order, each entry of which is taken `by` times, float32 (m,); sums: float32 (numbers, m) and
     (numbers,), to which the columns are added as of `add_rows`."""
-    n = len(distortion)
+    n, m = columns.shape
     every = n // SAMPLED + 1
-    labels, confidence, kept, left = np.empty(n, np.int16), np.empty(n, np.int16), [], []
-    columns, rest = (np.empty((min(n, PART), centres.shape[1]), np.float32) for _ in range(2))
-    for begin in range(0, n, PART):
-        part = slice(begin, min(n, begin + PART))
-        here, after = (array[: part.stop - begin] for array in (columns, rest))
-        read(part, here)
-        follow_centres(here, centres, distortion[part], CERTAIN, grain, common, labels[part], confidence[part], after)
-        if sums:
-            add_rows(here, labels[part], trust_of(confidence[part]), *sums)
-        own = slice(-begin % every, None, every)
-        kept.append(here[own].copy())
-        left.append(after[own].copy())
-    return Swept(labels, confidence, np.concatenate(left), np.concatenate(kept), distortion[::every])
+    sampled = distortion[::every]
+    found = Swept(np.empty(n, np.int16), np.empty(n, np.int16), *(empty((len(sampled), m), np.float32) for _ in range(2)), sampled)
+    sweep_centres(
+        columns, by, centres, distortion, CERTAIN, grain, common, found.labels, found.confidence, *sums, every, found.columns, found.rest
+    )  # fmt: skip
+    return found
 
 
 def find_centres(columns: np.ndarray, labels: np.ndarray, distortion: np.ndarray, rounds: int = 2) -> np.ndarray:
@@ -108,10 +102,6 @@ def choose_grain(found: Placed, centres: np.ndarray) -> int:
     power = float(np.square(centres, dtype=np.float64).mean(1)[found.labels].mean())
     wanted = CERTAIN * sqrt(12 * mean_square(found.rest) / max(centres.shape[1] * power, 1e-60))
     return min(MOST_GRAIN, 1 << max(0, round(log2(max(wanted, 1.0)))))
-
-
-def mean_square(columns: np.ndarray) -> float:
-    return float(np.square(columns, dtype=np.float64).mean())
 
 
 def centre_bits(centres: np.ndarray, finer: int, distortion: float) -> float:
@@ -155,12 +145,9 @@ def quantize_centres(
     cost: of columns and distortions, bits without any."""
     trellis = make_trellis(search.states)
     distortion = trellis.spacing**2 / 12 * column_steps.astype(np.float64) ** 2
-
-    def read(part: slice, out: np.ndarray) -> None:
-        np.divide(plane[:, part].T, row_steps, out=out)
-
+    by = 1 / row_steps
     centres, weight = np.zeros_like(codes.centres), np.zeros(len(codes.centres), np.float32)
-    found = sweep(read, codes.centres / row_steps, distortion, sums=(centres, weight))
+    found = sweep(plane.T, by, codes.centres / row_steps, distortion, sums=(centres, weight))
     centres /= np.where(weight > 0, weight, 1)[:, None]
     number, rows, grain = len(centres) - 1, len(row_steps), choose_grain(found, centres)
     typical = float(np.exp(np.log(distortion).mean()))
@@ -176,7 +163,7 @@ def quantize_centres(
     real[1:] = values.reshape(number, rows) * centre_steps(row_steps, finer)
     near = real / row_steps
     common = int(np.median(found.confidence)) if grain == MOST_GRAIN else 1
-    found = sweep(read, near, distortion, grain, common)
+    found = sweep(plane.T, by, near, distortion, grain, common)
     side = code_bits(found.labels) + code_bits(found.confidence) + centre_bits(near, finer, typical)
     saved = (cost(found.columns, found.distortion) - cost(found.rest, found.distortion)) * len(distortion) / len(found.rest) - side
     return QuantizedCentres(CentreCodes(found.labels, found.confidence, real), levels, finer), saved

@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 import torch
 
+from .buffers import contiguous, empty
 from .centres import read_memories, split_streams
 from .coder import checksum, gather_words, lay_state
 from .entropy.explicit import ModelBank
@@ -23,9 +24,9 @@ from .entropy.scales import kernel_codes
 from .entropy.trees import decode_trees
 from .errors import Corruption
 from .fields import Permutations
+from .kernels.bands import decode_tiles
 from .kernels.cells import decode_cells
 from .kernels.context import decode_context
-from .kernels.streams import decode_four, decode_tile
 from .latents import Latents, decode_latents
 from .levels import LearnedLevels, find_place
 from .partition.grid import Grid
@@ -41,7 +42,7 @@ from .transform.matrices import apply_matrix
 from .unit import Coding, Record
 
 BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
-JOB = 1 << 18  # weights that a thread is given at once
+JOB = 1 << 20  # weights that a thread is given at once
 LARGEST = float(np.finfo(np.float32).max)
 MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
 NO_SUMS, NO_NUMBERS = np.empty(0, np.uint32), np.empty(0, np.int32)
@@ -146,11 +147,9 @@ class CodedTensor:
         run, finish = self._prepare(band, words, labels)
 
         def decode(groups: list[list[int]]) -> bool:
-            ended = True
-            for group in groups:
-                state, left_over = run(group, bounds[group], bounds[[g + 1 for g in group]])
-                ended &= not state.any() and not left_over.any()
-            return ended
+            chosen = np.array([number for group in groups for number in group])
+            state, left_over = run(chosen, [len(group) for group in groups], bounds[chosen], bounds[chosen + 1])
+            return not (state.any() or left_over.any())
 
         groups = _lockstep_groups(band.tiles)
         top, bottom, left, right = band.tiles[0]
@@ -173,7 +172,7 @@ class CodedTensor:
         run, finish = self._prepare(self.whole, words)
         none = np.zeros(1, np.int64)
         for number in range(self.grid.count):
-            of_tile = run([number], none, np.array([lay_state(words, state)]))
+            of_tile = run(np.array([number]), [1], none, np.array([lay_state(words, state)]))
             state[:] = of_tile[0][0], of_tile[1][0]
         return finish()
 
@@ -184,7 +183,7 @@ class CodedTensor:
         down, across = slice(band.top, band.bottom), slice(band.left, band.right)
         # a transposed plane is laid out as the tensor is, so that the columns that are decoded one after the other are contiguous
         sides = (band.bottom - band.top, band.right - band.left)
-        plane = np.empty(sides[::-1] if coding.transposed else sides, np.float32)  # numpy asks for large pages, torch does not
+        plane = empty(sides[::-1] if coding.transposed else sides, np.float32)  # numpy asks for large pages, torch does not
         plane = plane.T if coding.transposed else plane
         learned, trellis = self.learned, make_trellis(coding.states)
         tables = learned.tables if learned else self.bank.table_set(coding.model).arrays
@@ -207,20 +206,22 @@ class CodedTensor:
         sides = (*codes, NO_NUMBERS) if learned is None else (*codes, *context) if context else learned.classes(down, across)
         digests = np.zeros(len(band.numbers), np.uint64)
 
-        def run(group: list[int], begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            tiles, number = [band.tiles[g] for g in group], len(group)
+        def run(chosen: np.ndarray, lanes: list[int], begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            number = len(chosen)
             state, left_over, digest = np.zeros(number, np.uint64), np.zeros(number, np.int64), np.zeros(number, np.uint64)
-            if cells is not None or (number == 4 and not context):
-                top, bottom, left, right = tiles[0]
-                corners = np.array([(t[0], t[2]) for t in tiles], np.int64)
-                kernel, of_plane = (decode_four, sides) if cells is None else (decode_cells, (cells, *codes))
-                first, second = np.ascontiguousarray(corners[:, 0]), np.ascontiguousarray(corners[:, 1])
-                kernel(words, begin, end, first, second, bottom - top, right - left, *of_plane, *common, state, left_over, digest)
+            places = np.array([band.tiles[c] for c in chosen.tolist()]).T.copy()
+            if cells is not None:
+                for at, wide in zip(np.cumsum([0, *lanes]).tolist(), lanes):
+                    top, bottom, left, right = places[:, at]
+                    own = slice(at, at + wide)
+                    corners, results = (places[0, own], places[2, own]), (state[own], left_over[own], digest[own])
+                    decode_cells(words, begin[own], end[own], *corners, bottom - top, right - left, cells, *codes, *common, *results)
+            elif context:
+                for n in range(number):
+                    state[n], left_over[n], digest[n] = decode_context(words, begin[n], end[n], *places[:, n].tolist(), *sides, *common)
             else:
-                for n, tile in enumerate(tiles):
-                    kernel = decode_context if context else decode_tile
-                    state[n], left_over[n], digest[n] = kernel(words, begin[n], end[n], *tile, *sides, *common)
-            digests[group] = digest
+                decode_tiles(words, begin, end, *places, np.array(lanes), *sides, *common, state, left_over, digest)
+            digests[chosen] = digest
             return state, left_over
 
         def finish() -> Decoded:
@@ -232,7 +233,7 @@ class CodedTensor:
             if coding.tools != NO_TOOLS:
                 restored = self._use_tools(restored, band, labels)
             elif coding.transposed:
-                restored = np.ascontiguousarray(restored.T)
+                restored = contiguous(restored.T)
             return Decoded(restored, [int(d) for d in digests])
 
         return run, finish
@@ -247,9 +248,9 @@ class CodedTensor:
             if isinstance(memory, CentreCodes):
                 memory = replace(memory, centres=memory.centres[:, band.top : band.bottom])
             turned = memory.add(plane, band.tiles)
-            plane = turned if coding.transposed else np.ascontiguousarray(turned.T)
+            plane = turned if coding.transposed else contiguous(turned.T)
         elif coding.transposed:
-            plane = np.ascontiguousarray(plane.T)
+            plane = contiguous(plane.T)
         if coding.tools.transform:
             for matrix, stride in coding.tools.transform.steps:
                 plane = apply_matrix(plane, self.matrices[matrix], stride)

@@ -16,6 +16,7 @@ from zlib import crc32
 import constriction
 import numpy as np
 
+from .buffers import empty
 from .errors import Corruption
 from .kernels.streams import ESCAPE
 
@@ -102,11 +103,14 @@ def lay_state(words: np.ndarray, state: np.ndarray) -> int:
 def gather_words(streams: Sequence[bytes | memoryview]) -> tuple[np.ndarray, np.ndarray]:
     """The words of several streams in one array, and int64 (streams + 1,) where each begins; Corruption as of `unpack_words`."""
     bounds = np.cumsum([0, *(-(-len(stream) // 4) for stream in streams)])
-    words = np.zeros(bounds[-1], "<u4")
+    words = empty(int(bounds[-1]), "<u4")
     places = words.view(np.uint8)
-    for begin, stream in zip(bounds.tolist(), streams):
-        if len(stream) and stream[-1] == 0:
+    for begin, end, stream in zip(bounds.tolist(), bounds[1:].tolist(), streams):
+        if not len(stream):
+            continue
+        if stream[-1] == 0:
             raise Corruption("a stream ends in a zero byte: the file is damaged")
+        words[end - 1] = 0  # behind the bytes that are there
         places[4 * begin : 4 * begin + len(stream)] = np.frombuffer(stream, np.uint8)
     return words.astype(np.uint32, copy=False), bounds
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -14,14 +13,16 @@ import torch
 from torch import nn
 
 from .alignment import Alignment, align
-from .archive import ReferenceSource, open_compressed, open_reference
+from .archive import AHEAD, ReferenceSource, open_compressed, open_reference
 from .assembly import Assembly
+from .buffers import reused
 from .calibration.statistics import Statistics
 from .checkpoint import Checkpoint, atomic_output, check_destination, open_checkpoint
 from .coder import checksum
 from .config import Config, make_config
 from .container import FILE_NAME, INDEX_NAME, is_compressed
 from .decoder import ReferenceReader
+from .decoding import decode_units
 from .directory import MAX_HINT
 from .encoded import EncodedTensor, tensor_bytes
 from .encoding import Encoding, Progress
@@ -29,10 +30,11 @@ from .errors import Corruption, InvalidArgument
 from .plan import plan_tensors, survey_bases
 from .pretrained_config import NAME as CONFIG_NAME
 from .pretrained_config import mark_config
+from .reading import StoredUnit
 from .siblings import NO_SIBLINGS, find_siblings
 from .targets import meet_loss, meet_size, meet_snr
 from .tuning import Tuner, apply_tuning, decode_all
-from .workers import check_threads, open_workers
+from .workers import Workers, check_threads, open_workers
 
 SHARD_BYTES = 5_000_000_000  # of a file in a folder
 MOST_CORRECTION = 30.0  # of a predicted divergence by a measured one ...
@@ -100,7 +102,7 @@ def compress(
     destination = Path(destination)
     check_request(source, destination, asked, threads, overwrite, statistics is not None)
     threads, folder = check_threads(threads), destination.suffix != ".safetensors"
-    with open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
+    with reused(), open_checkpoint(source, weights_key) as checkpoint, open_workers(threads) as workers:
         alignment = _align(checkpoint, reference, destination, progress)
         siblings = NO_SIBLINGS if alignment else find_siblings(checkpoint, asked, workers, progress)  # a reference foretells more
         bases = survey_bases(checkpoint, asked, workers, alignment, siblings)
@@ -113,7 +115,7 @@ def compress(
             if folder:
                 _carry(checkpoint, temporary, written)
             needed = any(file.directory.reference for file in assembly.files)
-            _verify(temporary, assembly.encoded, workers.tiles, progress, alignment.reader if needed else None)
+            _verify(temporary, assembly.encoded, workers, progress, alignment.reader if needed else None)
         left_out = checkpoint.left_out if folder else checkpoint.left_out + tuple(name for name, _ in checkpoint.side_files)
         return Summary(
             tuple(destination / file.name for file in written) if folder else (destination,),
@@ -228,7 +230,7 @@ def _align(checkpoint: Checkpoint, reference: ReferenceSource | None, destinatio
 def _verify(
     path: Path,
     encoded: tuple[EncodedTensor, ...],
-    pool: Executor | None,
+    workers: Workers,
     progress: Progress | None,
     reference: ReferenceReader | None,
 ) -> None:
@@ -236,24 +238,17 @@ def _verify(
     expected = {e.record.name: e.content for e in encoded if e.record.kind != "alias"}
     total, done = sum(e.record.nbytes for e in encoded if e.record.kind != "alias"), 0
 
-    def check(name: str, found: int) -> None:
-        if found != expected.pop(name, None):
+    def check(name: str, tensor: torch.Tensor) -> None:
+        if checksum(tensor_bytes(tensor)) != expected.get(name):
             raise Corruption(f"tensor {name!r} does not decode to what was encoded: not written; please report this")
 
-    before: tuple[str, Future] | None = None  # its checksum is found while the next tensor is awaited
-    with open_compressed(path, pool, reference) as archive:
-        for name, tensor in archive.tensors():
-            done += tensor.nbytes
-            if progress:
-                progress(done, total, f"verify {name}")
-            if before:
-                check(before[0], before[1].result())
-                before = None
-            if pool:
-                before = name, pool.submit(lambda tensor=tensor: checksum(tensor_bytes(tensor)))
-            else:
-                check(name, checksum(tensor_bytes(tensor)))
-    if before:
-        check(before[0], before[1].result())
-    if expected:
-        raise Corruption(f"tensor {next(iter(expected))!r} is missing from what was written: please report this")
+    def finished(unit: StoredUnit) -> None:
+        nonlocal done
+        done += unit.nbytes
+        if progress:
+            progress(done, total, f"verify {unit.own[-1].name}")
+
+    with open_compressed(path, workers.tiles, reference) as archive:
+        found = decode_units(archive, workers, check, None, AHEAD, finished)
+    if missing := expected.keys() - found.keys():
+        raise Corruption(f"tensor {min(missing)!r} is missing from what was written: please report this")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .buffers import empty
 from .coder import pack_words
 from .entropy.parametric import CLASSES
 from .kernels.groups import encode_tiles
@@ -56,9 +57,9 @@ class CtuCoder:
         bounds, digests = np.empty(len(group), np.int64), np.empty(len(group), np.uint64)
         codes = scales.kernel_rows, scales.kernel_columns, *scales.cells, CLASSES
         how = self.tables, self.machine, scales.shift, self.labelling, self.row_steps, self.column_steps
-        scratch = np.empty(largest, np.uint8), np.empty(3 * largest + 4, np.uint32)
+        scratch = empty(largest, np.uint8), empty(3 * largest + 4, np.uint32)
         for room in (len(flat) // 2, 3 * len(flat)):  # half a word per weight is more than most need
-            words = np.empty(room + 4 * len(group), np.uint32)
+            words = empty(room + 4 * len(group), np.uint32)
             if encode_tiles(flat, ends, places, *codes, *how, *scratch, words, bounds, digests, values):
                 break
         if self.memory:

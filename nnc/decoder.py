@@ -19,7 +19,7 @@ from .directory import Unit
 from .entropy.explicit import ModelBank
 from .errors import Corruption, InvalidArgument
 from .fields import Permutations
-from .joined import start_joined
+from .joined import decode_joined
 from .prediction.reference import digest_tensor, digest_unit
 from .tiles.decode import decode_plane
 from .tools import Matrices
@@ -80,11 +80,12 @@ def decode_unit(
     own = split_unit(records, data)
     joined = [(record, part) for record, part in own if record.joined]
     jobs = {r.name: start_record(r, part, bank, pool, permutations, matrices) for r, part in own if not r.joined}
-    together = start_joined(*zip(*joined), memoryview(data)[stored - unit.stream :], bank, matrices, pool) if joined else list
+    # here and now, since it is mostly Python: in the pool it would keep the threads that decode the others waiting for the interpreter
+    together = decode_joined(*zip(*joined), memoryview(data)[stored - unit.stream :], bank, matrices) if joined else []
 
     def wait() -> list[torch.Tensor]:
         bases = _read_reference(unit, records, reference)
-        ready = {record.name: found for (record, _), found in zip(joined, together())}
+        ready = {record.name: found for (record, _), found in zip(joined, together)}
         results = {}
         for (record, _), base in zip(own, bases):
             if record.joined:
@@ -198,11 +199,16 @@ def _start_coded(
         return coded.finish(decoded, base, permutations), decoded.digests
 
     if pool and coding.latent_bytes >= LONG:  # else all threads would wait until they are read
-        reading = pool.submit(read_side, *side)
+
+        def start() -> tuple[CodedTensor, Callable[[], Decoded]]:
+            coded = read_side(*side)
+            return coded, coded.start(coded.whole, streams, pool)
+
+        started = pool.submit(start)
 
         def finish_later(base: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
-            coded = reading.result()
-            return finish(coded, coded.start(coded.whole, streams, pool)(), base)
+            coded, wait = started.result()
+            return finish(coded, wait(), base)
 
         return finish_later
     coded = read_side(*side)

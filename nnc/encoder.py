@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from .buffers import contiguous, empty
 from .centres import pack_labels
 from .coder import checksum
 from .ctus import CtuCoder, group_tiles
@@ -253,7 +254,7 @@ def encode_plane(
     taps = tuple(inner if turned and number % inner == 0 else 1 for turned, number in ((job.transposed, grid.rows), (not job.transposed, grid.columns)))
     scales = choose_codes(scales, levels, grid, level_bits(bank, model), search.states, taps, run)
     tables = bank.table_set(model).arrays
-    values = np.empty(plane.shape, np.float32, order="F" if memory else "C")  # what is foretold are columns
+    values = empty(plane.shape, np.float32, order="F" if memory else "C")  # what is foretold are columns
     labelling = 0 if search.labelling == LOGARITHMIC else search.labelling
     coder = CtuCoder(scales, tables, trellis.next_state, labelling, row_steps, column_steps, memory)
     streams, digests = coder.encode(groups, levels, of_groups, values, run)
@@ -280,7 +281,7 @@ def encode_plane(
         values = rebuild_powers(values, job.step)
         plane = make_plane(tensor)[1]
     if memory:
-        values = np.ascontiguousarray(values) if plane.flags.c_contiguous else values
+        values = contiguous(values) if plane.flags.c_contiguous else values
     if job.outliers:
         plane, values = job.outliers.account(plane, values, job.transposed)
     error, energy = error_and_energy(plane, values) if plane.flags.c_contiguous else error_and_energy(plane.T, values.T)
@@ -319,7 +320,7 @@ def encode_plane(
     if job.sensitivity:
         wrong = values - plane
         loss = job.sensitivity.loss(wrong.T if job.sensitivity.transposed and not job.transposed else wrong)
-    values = np.ascontiguousarray(values.T) if job.transposed else values
+    values = contiguous(values.T) if job.transposed else values
     if job.layout.basis:
         values = job.layout.basis.plane(values)
     if job.predicted:

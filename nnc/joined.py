@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,26 +25,17 @@ class Joined:
     bits: tuple[float, float]
 
 
-def start_joined(
-    records: Sequence[Record],
-    parts: Sequence[bytes | memoryview],
-    stream: bytes | memoryview,
-    bank: ModelBank,
-    matrices: Matrices = (),
-    pool: Executor | None = None,
-) -> Callable[[], list[Joined]]:
-    """Begin to decode the joined records of a unit, in their order; the returned function waits.  parts: their bytes outside of the stream."""
-
-    def decode() -> list[Joined]:
-        found = []
-        for record, latents, part, coder, bits in walk_joined(records, parts, stream):
-            coded = with_latents(record, latents, part, bank, matrices)
-            before = _bits_left(coder.state)
-            decoded = coded.decode_joined(coder.words, coder.state)
-            found.append(Joined(coded, decoded, (bits, before - _bits_left(coder.state))))
-        return found
-
-    return pool.submit(decode).result if pool else decode
+def decode_joined(
+    records: Sequence[Record], parts: Sequence[bytes | memoryview], stream: bytes | memoryview, bank: ModelBank, matrices: Matrices = ()
+) -> list[Joined]:
+    """Decode the joined records of a unit, in their order.  parts: their bytes outside of the stream."""
+    found = []
+    for record, latents, part, coder, bits in walk_joined(records, parts, stream):
+        coded = with_latents(record, latents, part, bank, matrices)
+        before = _bits_left(coder.state)
+        decoded = coded.decode_joined(coder.words, coder.state)
+        found.append(Joined(coded, decoded, (bits, before - _bits_left(coder.state))))
+    return found
 
 
 def walk_joined(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 
@@ -28,18 +29,21 @@ class Kept:
     room: float
     decode: Callable[[str], torch.Tensor]
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
 
     def watch(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The same, those that will be needed kept while there is room."""
         for name, tensor in tensors:
-            if self.to_come[name] and tensor.nbytes <= self.room:
-                self.room -= tensor.nbytes
-                self._kept[name] = tensor
+            with self._lock:
+                if self.to_come[name] and tensor.nbytes <= self.room:
+                    self.room -= tensor.nbytes
+                    self._kept[name] = tensor
             yield name, tensor
 
     def take(self, name: str) -> torch.Tensor:
-        self.to_come[name] -= 1
-        tensor = self._kept[name] if name in self._kept else self.decode(name)
-        if not self.to_come[name] and name in self._kept:
-            self.room += self._kept.pop(name).nbytes
-        return tensor
+        with self._lock:
+            self.to_come[name] -= 1
+            tensor = self._kept.get(name)
+            if tensor is not None and not self.to_come[name]:
+                self.room += self._kept.pop(name).nbytes
+        return self.decode(name) if tensor is None else tensor

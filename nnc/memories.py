@@ -15,7 +15,8 @@ from math import log2
 
 import numpy as np
 
-from .centre_choice import QuantizedCentres, centre_bits, choose_finer, choose_grain, find_centres, mean_square, place, quantize_centres, sweep
+from .buffers import contiguous, empty
+from .centre_choice import QuantizedCentres, centre_bits, choose_finer, choose_grain, find_centres, place, quantize_centres, sweep
 from .entropy.scales import code_bits
 from .kernels.memories import (
     balance,
@@ -23,6 +24,7 @@ from .kernels.memories import (
     farthest_rows,
     follow_memories,
     kinship,
+    mean_square,
     model_bits,
     unit_rows,
 )
@@ -65,11 +67,11 @@ def choose_memory(
         columns = plane if transposed else plane.T  # a row of this is a column to be coded
         if min(columns.shape) < 8 or not _promising(columns, 1 if transposed else taps):
             continue
-        columns = np.ascontiguousarray(columns)
+        columns = contiguous(columns)
         lag = 1 if transposed else taps
         every, more = (len(columns) // most + 1 for most in (FITTED, TRIED))
         own = np.ones(len(columns)) if steps is None else steps[not transposed]
-        sampled, larger = (np.ascontiguousarray(columns[::part]) for part in (every, more))
+        sampled, larger = (contiguous(columns[::part]) for part in (every, more))
         kinds = find_kinds(len(sampled), lag, transposed or not follow)
         kinds = [kind for kind in kinds if kind.coded] if by_rows else kinds
         if not kinds:
@@ -104,8 +106,8 @@ def _model_bits(columns: np.ndarray, distortion: np.ndarray) -> float:
 
 
 def _units(columns: np.ndarray) -> np.ndarray:
-    columns = np.ascontiguousarray(columns)
-    out = np.empty_like(columns)
+    columns = contiguous(columns)
+    out = empty(columns.shape, np.float32)
     unit_rows(columns, out)
     return out
 
@@ -142,7 +144,7 @@ class Kind:
         if self.limit == 0:
             return (np.arange(n) % max(1, self.number) + 1).astype(np.int16)
         units = _units(columns)
-        fitted = np.ascontiguousarray(units[:: n // FITTED + 1])
+        fitted = contiguous(units[:: n // FITTED + 1])
         chosen = np.empty(self.number, np.int64)
         farthest_rows(fitted, self.number, chosen)
         centres, labels = np.ascontiguousarray(fitted[chosen]), np.empty(len(fitted), np.int16)
@@ -164,9 +166,8 @@ def _try_centres(columns: np.ndarray, steps: np.ndarray, kind: Kind, every: int)
     columns, distortion, _ = _scaled(columns, steps)
     if every == 1:
         return _save(columns, distortion, find_centres(columns, kind.labels(columns), distortion), 1)
-    half = np.arange(len(columns)) % 2 == 0  # centres that are found on one half tell what they are worth on the other
-    first, second = np.ascontiguousarray(columns[half]), np.ascontiguousarray(columns[~half])
-    return 2 * every * _save(second, distortion[~half], find_centres(first, kind.labels(first), distortion[half]), 2 * every)
+    first, second = (contiguous(columns[half::2]) for half in (0, 1))  # centres that are found on one half tell what they are worth on the other
+    return 2 * every * _save(second, distortion[1::2].copy(), find_centres(first, kind.labels(first), distortion[::2].copy()), 2 * every)
 
 
 def _save(columns: np.ndarray, distortion: np.ndarray, centres: np.ndarray, every: int) -> float:
@@ -184,9 +185,9 @@ def _save(columns: np.ndarray, distortion: np.ndarray, centres: np.ndarray, ever
 def _place_centres(columns: np.ndarray, steps: np.ndarray, kind: Kind) -> CentreCodes:
     """Centres of a sample of the columns, and what they foretell of all."""
     every = len(columns) // LEARNED + 1
-    part, distortion, scale = _scaled(np.ascontiguousarray(columns[::every]), steps[::every])
+    part, distortion, scale = _scaled(contiguous(columns[::every]), steps[::every])
     centres = find_centres(part, kind.labels(part), distortion, 5)
-    found = sweep(lambda part, out: np.multiply(columns[part], scale, out=out), centres, np.full(len(columns), float(np.median(distortion))))
+    found = sweep(columns, scale, centres, np.full(len(columns), float(np.median(distortion))))
     return CentreCodes(found.labels, found.confidence, centres / scale)
 
 
@@ -196,7 +197,7 @@ def _scaled(columns: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndar
     of_entries, of_columns = np.empty(m), np.empty(n)
     column_powers(columns, np.ones(n), of_entries)
     scale = 1 / np.sqrt(np.maximum(of_entries, 1e-60)).astype(np.float32)
-    columns = columns * scale
+    columns = np.multiply(columns, scale, out=empty(columns.shape, np.float32))
     row_powers(columns, np.ones(m), of_columns)
     return columns, DISTORTION * steps**2 * np.median(of_columns / steps**2) + 1e-60, scale
 
@@ -233,7 +234,7 @@ def _follow(
     """Codes for columns, float32 (n, m), that are coded at the distortion of each; and bits saved.  run: of a pool, to reckon the bits without
     them meanwhile; passes: the first with a confidence for every column, the second with the same for all."""
     start = MemoryCodes(limit, labels, np.zeros(len(labels), np.int16))
-    rest, without = np.empty_like(columns), run(_model_bits, [columns], [distortion])
+    rest, without = empty(columns.shape, np.float32), run(_model_bits, [columns], [distortion])
     best: tuple[MemoryCodes, float] | None = None
     common, before = 1, 0.0
     for _ in range(passes):

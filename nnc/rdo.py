@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from .buffers import empty
 from .entropy.explicit import TABLES, CodedTable, ExplicitSet, ModelBank
 from .entropy.parametric import CLASSES
 from .entropy.scales import OFF, kernel_codes
@@ -150,8 +151,8 @@ def search_tiles(
     places = np.array(tiles, np.int64)
     areas = (places[:, 1] - places[:, 0]) * (places[:, 3] - places[:, 2])
     largest, trellis = int(areas.max()), make_trellis(search.states)
-    scratch = np.empty(largest, np.float32), np.empty(largest, np.uint8), np.empty(largest, np.uint32 if plane.size < 1 << 32 else np.int64)
-    levels, ends, counts = np.empty(int(areas.sum()), np.int32), np.empty(len(places), np.int64), np.zeros((TABLES, WIDTH), np.int64)
+    scratch = empty(largest, np.float32), empty(largest, np.uint8), empty(largest, np.uint32 if plane.size < 1 << 32 else np.int64)
+    levels, ends, counts = empty(int(areas.sum()), np.int32), np.empty(len(places), np.int64), np.zeros((TABLES, WIDTH), np.int64)
     rate, warm = bits * np.float32(search.lagrangian), _warm_up(search.states)
     _search_tiles(
         plane, places, scales.kernel_rows, scales.kernel_columns, *scales.cells, CLASSES, *scales.factors(step), rate, LOW, scales.shift,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -16,7 +17,7 @@ from .container import Container
 from .decoder import split_unit
 from .entropy.explicit import ModelBank
 from .errors import Corruption
-from .joined import start_joined, walk_joined
+from .joined import decode_joined, walk_joined
 from .latents import Latents, decode_latents
 from .selection import Selection
 from .unit import Record
@@ -70,6 +71,35 @@ def read_rows(place: Place, chosen: Selection, sides: dict[str, CodedTensor], po
     return out
 
 
+@dataclass(frozen=True, eq=False)
+class StoredUnit:
+    """A unit of a file; records: all of them."""
+
+    file: Container
+    index: int
+    records: tuple[Record, ...]
+
+    @cached_property
+    def own(self) -> list[Record]:
+        """Those that are not aliases."""
+        return [record for record in self.records if record.kind != "alias"]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        return sum(record.nbytes for record in self.own)
+
+    @cached_property
+    def elements(self) -> int:
+        return sum(record.elements for record in self.own)
+
+    @property
+    def depends(self) -> bool:
+        """Whether tensors of other units foretell some of it."""
+        own = {record.name for record in self.own}
+        return any(record.base and record.base not in own for record in self.own)
+
+
 def check_parts(place: Place) -> None:
     """Corruption if the checksums of the parts of a tensor do not hold."""
     coding = place.record.coding
@@ -116,7 +146,7 @@ def read_joined(place: Place) -> dict[str, torch.Tensor]:
     """The joined tensors of the unit of a tensor, those that need no reference."""
     directory = place.file.directory
     records, parts, stream = _joined_parts(place.file, place.index, place.records)
-    found = start_joined(records, parts, stream, directory.bank, directory.matrices)()
+    found = decode_joined(records, parts, stream, directory.bank, directory.matrices)
     return {r.name: f.coded.finish(f.decoded, None, ()) for r, f in zip(records, found) if not r.referenced}
 
 
@@ -124,7 +154,7 @@ def joined_bits(file: Container, index: int) -> list[tuple[float, float]]:
     """Bits of latents and of levels of every joined record of a unit."""
     records = file.unit_records()[index]
     parts = _joined_parts(file, index, records)
-    return [found.bits for found in start_joined(*parts, file.directory.bank, file.directory.matrices)()]
+    return [found.bits for found in decode_joined(*parts, file.directory.bank, file.directory.matrices)]
 
 
 def read_unit(file: Container, index: int) -> bytes:

@@ -6,29 +6,30 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import nn
 
-from .archive import Archive, ReferenceSource, open_archive, open_compressed
+from .archive import AHEAD, Archive, ReferenceSource, open_archive, open_compressed
+from .buffers import reused
 from .checkpoint import TensorSpec, check_destination, write_checkpoint
 from .container import INDEX_NAME, shard_paths
+from .decoding import decode_units
 from .errors import InvalidArgument
 from .pretrained_config import NAME as CONFIG_NAME
 from .pretrained_config import clear_config
-from .workers import check_threads
+from .reading import StoredUnit
+from .workers import Workers, check_threads, open_workers
 
 
 @contextmanager
-def _opened(path: str | os.PathLike, threads: int | None, reference: ReferenceSource | None) -> Iterator[Archive]:
-    number = check_threads(threads)
-    with ThreadPoolExecutor(number) if number > 1 else nullcontext() as pool, open_compressed(path, pool, reference) as archive:
-        yield archive
+def _opened(path: str | os.PathLike, threads: int | None, reference: ReferenceSource | None) -> Iterator[tuple[Archive, Workers]]:
+    with open_workers(check_threads(threads)) as workers, open_compressed(path, workers.tiles, reference) as archive:
+        yield archive, workers
 
 
 def open(path: str | os.PathLike | BinaryIO, *, threads: int | None = None, reference: ReferenceSource | None = None) -> Archive:
@@ -54,14 +55,14 @@ def load(
     names: only these tensors; reference: the checkpoint that this one is a difference to, default: the one of the remembered name
     beside it.  InvalidArgument if it is not there or not the right one.  Memory: the tensors that are asked for, and a few compressed units.
     """
-    with _opened(path, threads, reference) as archive:
+    with _opened(path, threads, reference) as (archive, workers):
         records = {record.name: record for record in archive.records}
         wanted = set(records) if names is None else set(names)
         if unknown := sorted(wanted - records.keys()):
             raise InvalidArgument(f"{path}: no tensor {unknown[0]!r} in this file")
         sources = {name: source for name, source in archive.sources.items() if name in wanted}
         check_memory(path, sum(records[source].nbytes for source in set(sources.values())))
-        tensors = dict(archive.tensors(set(sources.values()), inf))
+        tensors = decode_units(archive, workers, lambda name, tensor: tensor, set(sources.values()))
         tied = {name for name in wanted if records[name].tied or records[name].kind != "alias"}
         return {
             name: tensors[sources[name]] if name in tied else tensors[sources[name]].clone() for name in records if name in wanted
@@ -92,7 +93,7 @@ def load_into(
     strict: every tensor of either side must be on the other one, but for the batch counters of old checkpoints, which torch does
     without too.  InvalidArgument names the first that is not.  reference: as for `load`.
     """
-    with _opened(path, threads, reference) as archive:
+    with _opened(path, threads, reference) as (archive, _):
         names = match_state(model, {record.name: record.shape for record in archive.records}, str(path), strict)
     state = load(path, names=sorted(set(names.values())), threads=threads, reference=reference)
     model.load_state_dict({name: state[stored] for name, stored in names.items()}, strict=False)
@@ -139,7 +140,7 @@ def decompress(
     Returns the files.  reference: as for `load`.
     """
     check_destination(path, destination, overwrite)
-    with _opened(path, threads, reference) as archive:
+    with reused(), _opened(path, threads, reference) as (archive, _):
         records = archive.records
         sources = archive.sources
         first: dict[str, str] = {}
@@ -194,11 +195,14 @@ def verify(
 ) -> int:
     """Decode everything and check all lengths, checksums and digests; returns the number of tensors.  Raises Corruption; reference:
     as for `load`."""
-    with _opened(path, threads, reference) as archive:
-        total, done = sum(record.nbytes for record in archive.records), 0
-        for name, tensor in archive.tensors():
-            done += tensor.nbytes
-            archive.check_parts(name)
+    with reused(), _opened(path, threads, reference) as (archive, workers):
+        total, done = sum(unit.nbytes for unit in archive.units()), 0
+
+        def finished(unit: StoredUnit) -> None:
+            nonlocal done
+            done += unit.nbytes
             if progress:
-                progress(done, total, f"verify {name}")
+                progress(done, total, f"verify {unit.own[-1].name}")
+
+        decode_units(archive, workers, lambda name, tensor: archive.check_parts(name), None, AHEAD, finished)
         return len(archive.records)

@@ -37,7 +37,7 @@ from __future__ import annotations
 # Modules by layer, from the bottom; a module imports only from layers below its own (tests/test_structure.py holds it).
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("bits", "registry", "kernels", "selection", "stages", "storage", "workers"),
+    ("bits", "buffers", "registry", "kernels", "selection", "stages", "storage", "workers"),
     ("coder", "partition", "prediction", "quantize", "transform"),
     ("entropy", "config", "checkpoint"),
     ("calibration", "fields"),
@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoder", "allocate", "reading"),
     ("vectors",),
     ("archive",),
+    ("decoding",),
     ("alignment", "cluster", "tiling"),
     ("assembly", "siblings", "rebuilt", "inspection", "dissection", "restoration"),
     ("plan",),
@@ -74,6 +75,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 DECODER = (
     "errors",
     "bits",
+    "buffers",
     "registry",
     "kernels",
     "coder",
@@ -101,6 +103,7 @@ DECODER = (
     "decoder",
     "reading",
     "archive",
+    "decoding",
     "pretrained_config",
     "restoration",
     "inspection",

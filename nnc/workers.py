@@ -7,21 +7,18 @@ largest tensor, not by the number of threads.  Results come back in the order of
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Condition
 from typing import Any
 
 from .errors import InvalidArgument
 
 FREE = 1 << 22  # elements that may always be in work
+BREATH = 0.05  # seconds between looks at what has ended
 LONE = 1.25  # share of a thread, of all elements, beyond which a tensor is work for several
 
 
@@ -55,39 +52,67 @@ class Workers:
                 results.append(work(item))
                 finished(item)
             return results
-        budget = FREE + max((*sizes, 0)) * 5 // 4
-        futures: dict[Future, int] = {}
-        running: set[Future] = set()
-        used = 0
-
-        def wait_for_some() -> None:
-            nonlocal running, used
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                used -= sizes[futures[future]]
-                future.result()  # raises what went wrong
-                finished(items[futures[future]])
-
+        order = sorted(range(len(items)), key=lambda index: sizes[index], reverse=True)
+        ahead = self.number - 1
+        order = order[:ahead] + order[: ahead - 1 : -1]
+        turns = _Turns(work, items, sizes, deque(order))
+        running = {self.tensors.submit(turns.take) for _ in range(min(self.number, len(items)))}
         try:
-            order = sorted(range(len(items)), key=lambda index: sizes[index], reverse=True)
-            ahead = self.number - 1
-            for index in order[:ahead] + order[:ahead - 1 : -1]:
-                while running and used + sizes[index] > budget:
-                    wait_for_some()
-                future = self.tensors.submit(work, items[index])
-                futures[future] = index
-                running.add(future)
-                used += sizes[index]
             while running:
-                wait_for_some()
+                done, running = wait(running, timeout=BREATH, return_when=FIRST_EXCEPTION)
+                while turns.ended:
+                    finished(items[turns.ended.popleft()])
+                for future in done:
+                    future.result()  # raises what went wrong
         except BaseException:
-            for future in futures:
-                future.cancel()
+            turns.stop()
             raise
-        results = [None] * len(items)
-        for future, index in futures.items():
-            results[index] = future.result()
-        return results
+        return turns.results
+
+
+class _Turns:
+    """Items that threads take one after the other; ended: those that are done, in the order in which they ended.
+
+    The threads help themselves: if another one handed out what is next, it would have to wake up for each, and they would wait for it."""
+
+    def __init__(self, work: Callable[[Any], Any], items: Sequence[Any], sizes: Sequence[int], order: deque[int]) -> None:
+        self.work, self.items, self.sizes, self.order = work, items, sizes, order
+        self.results: list[Any] = [None] * len(items)
+        self.ended: deque[int] = deque()
+        self.budget = FREE + max((*sizes, 0)) * 5 // 4
+        self.used = self.running = 0
+        self.changed = Condition()
+
+    def take(self) -> None:
+        """Work of one thread."""
+        while (index := self._next()) is not None:
+            try:
+                self.results[index] = self.work(self.items[index])
+            except BaseException:
+                self.stop()
+                raise
+            self.ended.append(index)
+            with self.changed:
+                self.used -= self.sizes[index]
+                self.running -= 1
+                self.changed.notify_all()
+
+    def _next(self) -> int | None:
+        with self.changed:
+            while self.order and self.running and self.used + self.sizes[self.order[0]] > self.budget:
+                self.changed.wait()
+            if not self.order:
+                return None
+            index = self.order.popleft()
+            self.used += self.sizes[index]
+            self.running += 1
+            return index
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        with self.changed:
+            self.order.clear()
+            self.changed.notify_all()
 
 
 def check_threads(threads: int | None) -> int:

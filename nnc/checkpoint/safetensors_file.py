@@ -12,10 +12,10 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from nnc.buffers import empty
 from nnc.checkpoint.paths import os_errors
 from nnc.checkpoint.spec import TensorSpec
 from nnc.errors import Corruption, InvalidArgument, Unsupported
@@ -59,11 +59,15 @@ class SafetensorsFile:
         spec = self._by_name[name]
         if not spec.nbytes:
             return torch.empty(spec.shape, dtype=spec.dtype)
-        data = np.empty(spec.nbytes, np.uint8)  # numpy asks for large pages, torch does not
-        with os_errors(self.path), self.path.open("rb") as file:
+        data = empty(spec.nbytes, "uint8")  # numpy asks for large pages, torch does not
+        with os_errors(self.path), open(self.path, "rb", buffering=0) as file:
             file.seek(self._begins[name])
-            if file.readinto(memoryview(data)) != spec.nbytes:
-                raise Corruption(f"{self.path}: ends inside tensor {name!r}")
+            left = memoryview(data)
+            while len(left):  # the system reads 2 GB at a time at most
+                count = file.readinto(left)
+                if not count:
+                    raise Corruption(f"{self.path}: ends inside tensor {name!r}")
+                left = left[count:]
         return torch.from_numpy(data).view(spec.dtype).reshape(spec.shape)
 
 

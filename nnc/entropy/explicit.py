@@ -10,7 +10,7 @@ lengths in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -110,6 +110,14 @@ class ModelBank:
 
     def table_set(self, model: int) -> TableSet:
         return _table_set(self, model)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of all tables, which are many: it is asked for with every tensor."""
+        return hash((self.sets, self.networks))
 
 
 @lru_cache(maxsize=64)

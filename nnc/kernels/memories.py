@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 _NAT = 0.7213475204444817  # 1 / (2 ln 2)
+_PART = 256  # columns that are looked at together
 
 
 @njit(cache=True, nogil=True)
@@ -222,6 +223,45 @@ def follow_centres(columns, centres, distortion, steps, grain, common, labels, c
         centre = centres[best]
         for p in range(m):
             rest[j, p] = x[p] - trusted * centre[p]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def sweep_centres(columns, by, centres, distortion, steps, grain, common, labels, confidence, sums, weight, every, kept, left):
+    """`follow_centres` for columns of which each entry is taken `by` times, float32 (m,), some at a time, so that no more memory is touched.
+
+    columns: float32 (n, m), in either order; sums, weight: as of `add_rows`, of no labels to leave that out; kept, left: float32, every so many column and what is left of it."""
+    n, m = columns.shape
+    here, after = np.empty((_PART, m), np.float32), np.empty((_PART, m), np.float32)
+    trust = np.empty(_PART, np.float32)
+    for begin in range(0, n, _PART):
+        number = min(_PART, n - begin)
+        own, end = here[:number], begin + number
+        for p in range(m):
+            for j in range(number):
+                own[j, p] = columns[begin + j, p] * by[p]
+        follow_centres(
+            own, centres, distortion[begin:end], steps, grain, common, labels[begin:end], confidence[begin:end], after[:number]
+        )  # fmt: skip
+        if len(weight) > 0:
+            for j in range(number):
+                trust[j] = np.float32(steps + confidence[begin + j]) / np.float32(steps)
+            add_rows(own, labels[begin:end], trust[:number], sums, weight)
+        for j in range(number):
+            if (begin + j) % every == 0:
+                kept[(begin + j) // every] = own[j]
+                left[(begin + j) // every] = after[j]
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
+def mean_square(columns):
+    """Of float32 (n, m)."""
+    n, m = columns.shape
+    total = 0.0
+    for i in range(n):
+        for p in range(m):
+            v = np.float64(columns[i, p])
+            total += v * v
+    return total / max(1, n * m)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})

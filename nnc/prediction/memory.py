@@ -19,6 +19,7 @@ from itertools import groupby
 
 import numpy as np
 
+from ..buffers import contiguous, empty
 from ..errors import Corruption
 from ..kernels.transforms import add_centres, add_memories, remove_centres, remove_memories
 
@@ -51,14 +52,14 @@ class MemoryCodes:
 
     def residual(self, plane: np.ndarray) -> np.ndarray:
         """What would be coded of a float32 plane if nothing were quantized, in one CTU; in F order."""
-        columns = np.ascontiguousarray(plane.T)
-        out = np.empty_like(columns)
+        columns = contiguous(plane.T)
+        out = empty(columns.shape, columns.dtype)
         remove_memories(columns, self.labels, self.trust, self.floor, out)
         return out.T
 
     def add(self, plane: np.ndarray, tiles: list[tuple[int, int, int, int]]) -> np.ndarray:
         """Values, transposed: float32 (columns, rows), from the residuals of all CTUs, float32 (rows, columns)."""
-        columns = np.ascontiguousarray(plane.T)
+        columns = contiguous(plane.T)
         for tile in tiles:
             add_memories(columns, *tile, self.labels, self.trust, self.floor)
         return columns
@@ -80,8 +81,8 @@ class CentreCodes:
 
     def residual(self, plane: np.ndarray) -> np.ndarray:
         """What is coded of a float32 plane, in F order."""
-        columns = np.ascontiguousarray(plane.T)
-        out = np.empty_like(columns)
+        columns = contiguous(plane.T)
+        out = empty(columns.shape, columns.dtype)
         remove_centres(columns, self.labels, self.trust, self.centres, out)
         return out.T
 

@@ -9,6 +9,7 @@ the weight falls by the nearest number of quarter octaves.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ..registry import Table
 from .logarithm import RESOLUTION, rebuild_powers
 
 UNITS = Table("unit of step codes", {0: 64, 1: 32, 2: 16, 3: 8, 4: 4})  # in 128ths of an octave
-QUARTER = RESOLUTION // 4
+QUARTER = RESOLUTION // 4  # 2^5
 FOLLOW = 16  # a row whose step follows its scale: 1/8 octave per scale code
 
 
@@ -40,7 +41,7 @@ class StepCodes:
     @property
     def index(self) -> np.ndarray:
         """What a scale index falls by: int64, the exponents in quarter octaves, halves up."""
-        return (self.exponents + QUARTER // 2) // QUARTER
+        return (self.exponents + QUARTER // 2) >> 5
 
 
 def rebuild_steps(codes: StepCodes, step: float, scales: np.ndarray | None = None) -> np.ndarray:
@@ -49,4 +50,14 @@ def rebuild_steps(codes: StepCodes, step: float, scales: np.ndarray | None = Non
     Corruption if one is beyond float32.
     """
     exponents = codes.exponents if scales is None else codes.exponents + FOLLOW * np.asarray(scales, np.int64)
+    low, high = int(exponents.min()), int(exponents.max())
+    if low == high:
+        return np.full(len(exponents), _power(low, step), np.float32)
+    if high - low < len(exponents):  # each of them but once
+        return rebuild_powers(np.arange(low, high + 1), step)[exponents - low]
     return rebuild_powers(exponents, step)
+
+
+@lru_cache(maxsize=1024)
+def _power(exponent: int, step: float) -> np.float32:
+    return rebuild_powers(np.array([exponent]), step)[0]
