@@ -59,13 +59,18 @@ def split_streams(
     lengths, size = [label_bytes(number, width) for width in widths], number.bit_length()
     if any(len(stream) < length for stream, length in zip(streams, lengths)):
         raise Corruption("a CTU ends within its labels: the file is damaged")
-    labels = []
-    for stream, length, width in zip(streams, lengths, widths):
-        bits = np.unpackbits(np.frombuffer(stream[:length], np.uint8))
-        if bits[size * width :].any():
+    found = np.empty(sum(widths), np.int16)
+    ends = np.cumsum(widths)
+    for width in set(widths):  # all of one width at once
+        own = [n for n, other in enumerate(widths) if other == width]
+        bits = np.unpackbits(np.frombuffer(b"".join(streams[n][: lengths[n]] for n in own), np.uint8)).reshape(len(own), -1)
+        if bits[:, size * width :].any():
             raise Corruption("bits behind the labels of a CTU are not 0: the file is damaged")
-        labels.append(bits[: size * width].reshape(width, size) @ (1 << np.arange(size - 1, -1, -1)))
-    found = np.concatenate(labels).astype(np.int16)
+        octets = np.zeros((len(own) * width, 8), np.uint8)
+        octets[:, 8 - size :] = bits[:, : size * width].reshape(-1, size)
+        labels = np.packbits(octets, axis=1).reshape(len(own), width)
+        for n, of_tile in zip(own, labels):
+            found[ends[n] - width : ends[n]] = of_tile
     check_codes(found, np.zeros(0, np.int16), number)
     return [stream[length:] for stream, length in zip(streams, lengths)], found
 

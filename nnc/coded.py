@@ -20,10 +20,11 @@ from .centres import read_memories, split_streams
 from .coder import checksum, gather_words, lay_state
 from .entropy.explicit import ModelBank
 from .entropy.parametric import CLASSES
-from .entropy.scales import kernel_codes
+from .entropy.scales import DEAD_CODE, OFF, kernel_codes
 from .entropy.trees import decode_trees
 from .errors import Corruption
 from .fields import Permutations
+from .kernels.axes import read_axis, span_exponents
 from .kernels.bands import decode_tiles
 from .kernels.cells import decode_cells
 from .kernels.context import decode_context
@@ -35,13 +36,12 @@ from .partition.tree import CELL_BITS
 from .prediction.memory import CentreCodes, MemoryCodes
 from .prediction.reference import CERTAIN, predict
 from .quantize.logarithm import rebuild_powers
-from .quantize.steps import StepCodes, rebuild_steps
+from .quantize.steps import FOLLOW, StepCodes
 from .quantize.trellis import LABELLINGS, make_trellis
 from .tools import NO_TOOLS, Matrices
 from .transform.matrices import apply_matrix
 from .unit import Coding, Record
 
-BLOCK = 1 << 16  # rows or columns at a time, so that the integers of 64 bits between codes and steps take no memory
 JOB = 1 << 20  # weights that a thread is given at once
 LARGEST = float(np.finfo(np.float32).max)
 MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
@@ -189,7 +189,7 @@ class CodedTensor:
         tables = learned.tables if learned else self.bank.table_set(coding.model).arrays
         logarithmic = LABELLINGS.value(coding.labelling) == "logarithmic"
         row_steps, column_steps = self.row_steps[down], self.column_steps[across]
-        overflows = float(row_steps.max()) * max(1.0, float(column_steps.max())) * MAX_GRID > LARGEST
+        overflows = self._reach(band) > LARGEST
         codebook = coding.tools.codebook
         if codebook:  # the levels themselves, until all are there
             own = codebook.tables(self.parts[1], coding.shift)
@@ -254,9 +254,21 @@ class CodedTensor:
         if coding.tools.transform:
             for matrix, stride in coding.tools.transform.steps:
                 plane = apply_matrix(plane, self.matrices[matrix], stride)
-        if not np.isfinite([plane.min(), plane.max()]).all():
+        if not self._surely_finite(band) and not np.isfinite([plane.min(), plane.max()]).all():
             raise Corruption(f"tensor {self.record.name!r}: a value is beyond float32: the file is damaged")
         return plane
+
+    def _reach(self, band: Band) -> float:
+        """No value of levels and steps of a band is larger."""
+        row_steps, column_steps = self.row_steps[band.top : band.bottom], self.column_steps[band.left : band.right]
+        return float(row_steps.max()) * max(1.0, float(column_steps.max())) * MAX_GRID
+
+    def _surely_finite(self, band: Band) -> bool:
+        """Whether no value can be beyond float32 with the tools that there are, so that a look at all of them can be saved."""
+        tools = self.coding.tools
+        if tools.transform or tools.codebook or not isinstance(self.memory, CentreCodes):
+            return False
+        return self._reach(band) + float(np.abs(self.memory.centres).max()) < LARGEST / 2
 
     def finish(self, decoded: Decoded, base: torch.Tensor | None, permutations: Permutations) -> torch.Tensor:
         """The tensor of all CTUs.  base: its counterpart in the reference."""
@@ -359,13 +371,11 @@ def _scales_and_steps(
     """Kernel codes (int16) and steps (float32) of an axis from its scale codes and step codes; Corruption if a step is beyond
     float32.
     """
-    number = len(scales)
-    indices, values = np.empty(number, np.int16), np.empty(number, np.float32)
-    for at in range(0, number, BLOCK):
-        block = slice(at, at + BLOCK)
-        of_block = StepCodes(codes.codes[block], codes.unit)
-        values[block] = rebuild_steps(of_block, step, scales[block] if follow else None)
-        indices[block] = kernel_codes(scales[block], base - of_block.index)
+    by, base = FOLLOW if follow else 0, int(base)
+    first, last = span_exponents(codes.codes, codes.unit, scales, by)
+    powers = rebuild_powers(np.arange(first, last + 1), step)
+    indices, values = np.empty(len(scales), np.int16), np.empty(len(scales), np.float32)
+    read_axis(codes.codes, codes.unit, scales, by, powers, first, base, OFF, DEAD_CODE, values, indices)
     return indices, values
 
 

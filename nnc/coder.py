@@ -104,14 +104,14 @@ def gather_words(streams: Sequence[bytes | memoryview]) -> tuple[np.ndarray, np.
     """The words of several streams in one array, and int64 (streams + 1,) where each begins; Corruption as of `unpack_words`."""
     bounds = np.cumsum([0, *(-(-len(stream) // 4) for stream in streams)])
     words = empty(int(bounds[-1]), "<u4")
-    places = words.view(np.uint8)
+    places = memoryview(words.view(np.uint8))  # numpy would let go of the interpreter for each stream, and wait for it
     for begin, end, stream in zip(bounds.tolist(), bounds[1:].tolist(), streams):
         if not len(stream):
             continue
         if stream[-1] == 0:
             raise Corruption("a stream ends in a zero byte: the file is damaged")
         words[end - 1] = 0  # behind the bytes that are there
-        places[4 * begin : 4 * begin + len(stream)] = np.frombuffer(stream, np.uint8)
+        places[4 * begin : 4 * begin + len(stream)] = stream
     return words.astype(np.uint32, copy=False), bounds
 
 

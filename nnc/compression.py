@@ -248,7 +248,7 @@ def _verify(
         if progress:
             progress(done, total, f"verify {unit.own[-1].name}")
 
-    with open_compressed(path, workers.tiles, reference) as archive:
+    with open_compressed(path, workers.pool, reference) as archive:
         found = decode_units(archive, workers, check, None, AHEAD, finished)
     if missing := expected.keys() - found.keys():
         raise Corruption(f"tensor {min(missing)!r} is missing from what was written: please report this")

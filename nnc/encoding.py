@@ -122,7 +122,7 @@ class Encoding:
         if not self.candidates:
             tensors = levels_of(encoded, bank, self.matrices)
             self.candidates.append(Candidates.find(tensors, self.asked.entropy))
-        run = self.workers.tiles.map if self.workers.tiles else map
+        run = self.workers.pool.map if self.workers.pool else map
         encoded, bank = choose_networks(encoded, bank, self.matrices, self.candidates[0], run)
         explicit = any(e.record.coding and SHAPES <= e.record.coding.model < NETWORKS for e in encoded)
         return encoded, bank if explicit else replace(bank, sets=())

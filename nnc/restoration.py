@@ -28,7 +28,7 @@ from .workers import Workers, check_threads, open_workers
 
 @contextmanager
 def _opened(path: str | os.PathLike, threads: int | None, reference: ReferenceSource | None) -> Iterator[tuple[Archive, Workers]]:
-    with open_workers(check_threads(threads)) as workers, open_compressed(path, workers.tiles, reference) as archive:
+    with open_workers(check_threads(threads)) as workers, open_compressed(path, workers.pool, reference) as archive:
         yield archive, workers
 
 

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 # Modules by layer, from the bottom; a module imports only from layers below its own (tests/test_structure.py holds it).
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "pool"),
     ("bits", "buffers", "registry", "kernels", "selection", "stages", "storage", "workers"),
     ("coder", "partition", "prediction", "quantize", "transform"),
     ("entropy", "config", "checkpoint"),
@@ -74,6 +74,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # What a decoder consists of: none of it may import any other module of the package.
 DECODER = (
     "errors",
+    "pool",
     "bits",
     "buffers",
     "registry",

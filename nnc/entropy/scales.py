@@ -21,6 +21,7 @@ from .parametric import level_weights, normalise
 
 MOST = 64  # codes lie in -64..64
 OFF = -64  # the code of a dead row or column: its weights are not coded, they are zero
+DEAD_CODE = -1000  # the same for the kernels, far below any sum of live ones
 SPREADS = 24
 END, TABLES = 2.5, 30  # bytes that a stream takes to end; that deflate takes besides the codes
 MODES = Table("scale code mode", {0: "none", 1: "direct", 2: "differences", 3: "deflated"})
@@ -29,7 +30,7 @@ LEARNED = "learned"  # with the other latents of the tensor (entropy/latents.py)
 
 def kernel_codes(codes: np.ndarray, base: int | np.ndarray = 0) -> np.ndarray:
     """Codes as the kernels take them: int16, the base added, dead ones far below any sum of live ones."""
-    return np.where(codes == OFF, -1000, codes + base).astype(np.int16)
+    return np.where(codes == OFF, DEAD_CODE, codes + base).astype(np.int16)
 
 
 @lru_cache(maxsize=None)

@@ -1,0 +1,96 @@
+"""Threads for tasks that are made of tasks: one that waits for others does those itself which no thread has begun.
+
+So a tensor may hand out its CTUs whether or not anybody is free: a thread without work takes some, else the one that sees to the tensor does them all, and no thread
+has to wake up for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from threading import Condition, Thread, local
+
+_here = local()  # pool: the one whose thread this is
+
+
+class _Task(Future):
+    def __init__(self, pool: Pool, work: Callable[[], object]) -> None:
+        super().__init__()
+        self.pool = pool
+        self.work: Callable[[], object] | None = work
+
+    def run(self) -> None:
+        work, self.work = self.work, None
+        if not self.set_running_or_notify_cancel():
+            return
+        try:
+            result = work()
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(result)
+
+    def result(self, timeout: float | None = None) -> object:
+        if getattr(_here, "pool", None) is self.pool and self.pool.take(self):
+            self.run()
+        return super().result(timeout)
+
+
+class Pool(Executor):
+    """So many threads.  Tasks that came last go first: they are those that others wait for."""
+
+    def __init__(self, threads: int) -> None:
+        self._open: dict[_Task, bool] = {}  # not begun; its operations are atomic
+        self._changed = Condition()
+        self._idle = 0
+        self._closed = False
+        self._threads = [Thread(target=self._serve, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable, /, *arguments, **named) -> Future:
+        if self._closed:
+            raise RuntimeError("the pool is closed")
+        task = _Task(self, lambda: function(*arguments, **named))
+        self._open[task] = True
+        if self._idle:
+            with self._changed:
+                self._changed.notify()
+        return task
+
+    def take(self, task: _Task) -> bool:
+        """Whether the caller has it to do."""
+        return self._open.pop(task, False)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if cancel_futures:
+            self._open.clear()
+        if wait:
+            for thread in self._threads:
+                thread.join()
+
+    def _serve(self) -> None:
+        _here.pool = self
+        while True:
+            try:
+                task, _ = self._open.popitem()
+            except KeyError:
+                if not self._wait():
+                    return
+                continue
+            task.run()
+            del task  # its result lives no longer than its reader wants
+
+    def _wait(self) -> bool:
+        """Whether there may be something to do; False if there will be nothing more."""
+        with self._changed:
+            self._idle += 1  # first, so that a task that comes now is seen here or tells this thread
+            try:
+                if not self._open and not self._closed:
+                    self._changed.wait()
+                return bool(self._open) or not self._closed
+            finally:
+                self._idle -= 1
