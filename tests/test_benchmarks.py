@@ -113,6 +113,7 @@ def test_the_distance_is_zero_at_the_limit(script):
     assert gaussian.Distance(2.5, 2.0**-4).distance == pytest.approx(10 * np.log10(2), abs=1e-9)  # half a bit more than needed
 
 
+@pytest.mark.slow
 def test_gaussian_script_at_a_reduced_size(script, tmp_path):
     gaussian = script("gaussian")
     options = ["--size", "300", "--effort", "fast", "--effort", "default", "--threads", "1", "--out", str(tmp_path)]
@@ -129,6 +130,7 @@ def test_gaussian_script_at_a_reduced_size(script, tmp_path):
     assert 1 < ratios["nnc, rounded"] < 1.05 < ratios["factorized"]
 
 
+@pytest.mark.slow
 def test_correlated_script_at_a_reduced_size(script, tmp_path):
     correlated = script("correlated")
     assert correlated.main(["--inputs", "96", "--size", "128", "--out", str(tmp_path)]) == 0
@@ -168,6 +170,7 @@ def test_the_weight_error_counts_matrices_only(script):
     assert sources.count_parameters(state) == 3
 
 
+@pytest.mark.slow
 def test_the_ways_to_run_an_integer_network(script):
     networks = script("integer_networks")
     levels, values = networks.trace(networks.make_field(48))

@@ -392,6 +392,7 @@ def test_every_sample_is_in_one_part(count, size):
         assert torch.equal(both, torch.cat([x for (x,) in batches]).flatten().sort().values) and parts[1].numel()
 
 
+@pytest.mark.slow
 def test_one_sample_calibrates_without_a_measurement(tmp_path):
     summary = nnc.compress(dense(), tmp_path / "o.safetensors", data=rows(1), snr=30)
     assert summary.loss > 0 and summary.measured is None

@@ -107,6 +107,7 @@ def test_dead_inputs_and_outputs_and_weights(tmp_path):
         assert summary.loss == pytest.approx(found.loss(error_of(path, {"w": tensor})), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_tensors_that_calibration_did_not_see(tmp_path):
     tensor, statistics = make_case((40, 50), torch.float32)
     zero = TensorStatistics(np.zeros(40, np.float32), np.zeros((50, 50), np.float32), (1, 1))

@@ -206,6 +206,7 @@ def test_targets(run, tmp_path, options, check):
                           "predicted_divergence", "measured_divergence", "reference", "same", "predicted", "unseen", "notes", "seconds"]
 
 
+@pytest.mark.slow
 def test_encoding_options_reach_the_file(run, tmp_path):
     out = tmp_path / "o.safetensors"
     run("compress", DIGITS, "-o", out, "--states", "16", "--labelling", "sign-symmetric", "--lagrangian", "0.3",
@@ -311,6 +312,7 @@ def test_info_sorts(run, small):
     assert run("info", small, "--sort", "size").splitlines()[9].startswith("hidden.weight ")
 
 
+@pytest.mark.slow
 def test_info_of_many_tensors_and_strange_names(run, tmp_path, monkeypatch):
     tensors = {f"model.decoder.layers.{index}.a_rather_long_name_of_a_part.{'x' * 60}.weight": torch.full((2, 2), index + 1.0)
                for index in range(1000)}

@@ -280,6 +280,7 @@ def sensitivity_of(rows, columns) -> Sensitivity:
     return Sensitivity(np.ones(m), np.ones(n), down, factor(columns), False, statistics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("states, shape", [(1, (40, 30)), (1, (256, 7)), (8, (120, 1)), (64, (128, 1))])
 def test_identity_gives_the_levels_of_the_plain_search(states, shape):
     """A trellis is decided at the end of each column, hence one column for it."""
@@ -295,6 +296,7 @@ def test_identity_gives_the_levels_of_the_plain_search(states, shape):
     np.testing.assert_array_equal(replaced, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("states", [1, 8])
 def test_the_loss_is_the_sum_of_the_errors_that_were_made(states):
     rng = np.random.default_rng(1)

@@ -33,6 +33,9 @@ from golden_damage import BAD, container_bytes  # noqa: E402
 from make_golden import in_bytes, loaded  # noqa: E402
 
 NOTES = sorted(GOLDEN.glob("*.json"))
+LONG = {"networks-ctus", "networks-memory-hyper", "networks-memory-context", "joined-networks-context", "joined-networks-hyper", "networks-own", "tiled-coarse",
+        "tiled-own", "networks-hyper", "networks-context", "networks-shipped", "trees-1", "trees-bypass", "predicted-shards", "predicted-chain", "tools-ctus",
+        "joined-predicted-calibrated"}  # half a second to six in the slow decoder
 BAD_NOTES = sorted((GOLDEN / "bad").glob("*.json"))
 FORMAT = Path(nnc.__file__).parent / "FORMAT.md"
 
@@ -66,7 +69,7 @@ def check_refused(path: Path, error: type[nnc.NncError]) -> None:
 
 # ---- golden files ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("note", NOTES, ids=lambda note: note.stem)
+@pytest.mark.parametrize("note", [pytest.param(note, marks=[pytest.mark.slow] * (note.stem in LONG), id=note.stem) for note in NOTES])
 def test_golden_file(note):
     listing = json.loads(note.read_text())["tensors"]
     path = path_of(note)
@@ -191,6 +194,7 @@ def expected_coverage() -> set[tuple]:
         *(("tiled", "transform", True, kind) for kind in range(3))}
 
 
+@pytest.mark.slow
 def test_golden_files_cover_the_format(covered):
     assert expected_coverage() - covered == NOT_YET
 

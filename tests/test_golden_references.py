@@ -280,6 +280,7 @@ def test_wrong_references_are_refused(kind, other, tmp_path):
 
 # ---- directories -----------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_changed_directories_agree(tmp_path):
     """Single bits of the directory, with its checksum set right again: both decoders read the same tensors or both refuse, and
     agree on whether the file is damaged or the reference is wrong."""

@@ -167,6 +167,7 @@ def float_outputs(network: lookup.LookupNetwork, functions: dict[str, nn.Module]
 # ------------------------------------------------------------------------------------------------ the digits, METHODS S4 (c)
 
 
+@pytest.mark.slow
 def test_digits_stay_within_half_a_point_and_within_one(digits, converted):
     model, _, images, labels = digits
     with torch.no_grad():
@@ -336,7 +337,7 @@ ACTIVATIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("function", ACTIVATIONS, ids=lambda f: f"{type(f).__name__}-{id(f) % 97}")
+@pytest.mark.parametrize("function", ACTIVATIONS, ids=lambda f: type(f).__name__)
 def test_activations_are_tables(function):
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(8, 12), function, nn.Linear(12, 4)).eval()
@@ -447,6 +448,7 @@ def test_norms_fold_pools_move_and_averages_are_sums():
         network(torch.zeros(1, 2, 10, 9))
 
 
+@pytest.mark.slow
 def test_few_values_of_a_checkpoint_are_kept_to_the_bit(tmp_path):
     net, x = small_network(), pictures(60)
     coarse = {name: (value * 8).round() / 8 if value.ndim > 1 else value.clone() for name, value in net.state_dict().items()}
@@ -608,6 +610,7 @@ def test_addresses_outside_a_table_are_refused(saved):
         lookup.load(change(exact__1__bias=torch.full_like(state["exact.1.bias"], 2**40)))
 
 
+@pytest.mark.slow
 def test_any_change_of_the_description_is_an_error_of_a_known_kind(saved):
     network, _, state, change = saved
     original = json.loads(state["description"].numpy().tobytes())
@@ -746,6 +749,7 @@ def test_the_model_is_not_changed():
     assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_example_prints_what_it_promises(example, capsys, monkeypatch):
     monkeypatch.setattr(example, "SETTINGS", ((8, 16), (32, 100)))
     monkeypatch.setattr(example, "train_perceptron", lambda *data: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))

@@ -232,6 +232,7 @@ def forced(path: Path, kind: str, source, threads: int = 1, **options) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", ["both", "shipped"])
 def test_both_decoders_agree(tmp_path, name, kind):
@@ -271,6 +272,7 @@ def test_bands_of_rows(tmp_path, kind):
                 assert torch.equal(archive.tensor(name, rows=rows), tensor[rows.start : rows.stop])
 
 
+@pytest.mark.slow
 def test_what_networks_do_not_go_with(tmp_path):
     g = torch.Generator().manual_seed(1)
     path = forced(tmp_path / "x.safetensors", "hyper", cases.blocks(g) | {"gain": torch.rand(100, generator=g) + 0.5}, snr=14, tools="tree")
@@ -289,6 +291,7 @@ def test_what_networks_do_not_go_with(tmp_path):
 
 # ---- what the encoder chooses -----------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_a_network_is_taken_where_it_saves_bytes(tmp_path):
     state = cases.waves(torch.Generator().manual_seed(1))
     sizes, tensors = {}, []
@@ -304,6 +307,7 @@ def test_a_network_is_taken_where_it_saves_bytes(tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "context" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_network_that_saves_nothing_is_left_out(tmp_path):
     state = {"w": torch.randn(200, 150, generator=torch.Generator().manual_seed(1))}
     sizes = {entropy: nnc.compress(state, tmp_path / entropy, entropy=entropy, step=0.5).file_bytes for entropy in ("static", "context")}
@@ -346,6 +350,7 @@ def scale_mixture(seed: int, number: int = 20000) -> Samples:
     return Samples.make(values, np.round(rng.laplace(0, deviation / 2**0.5)).astype(np.int64), np.ones(number, np.float32))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_rate_and_rounding_costs_little():
     samples, inputs = scale_mixture(0), (0, 4, 8, 9)
     untrained = Shadow("context", inputs, (8,), 8)

@@ -328,6 +328,7 @@ def test_damage_in_what_is_read(file, full):
     assert found >= 46
 
 
+@pytest.mark.slow
 def test_checksums_of_parts_are_as_the_page_says(file, tmp_path):
     """In golden files and in this one, read by the slow decoder; `nnc verify` finds one that does not hold."""
     from reference_decoder.checkpoint import open_shard

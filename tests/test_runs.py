@@ -55,6 +55,7 @@ def test_members_and_key_frames(tmp_path, epochs, monkeypatch):
     assert reads_of(tmp_path / "run" / "epoch-5.safetensors", monkeypatch) == ["epoch-5.safetensors"]
 
 
+@pytest.mark.slow
 def test_errors_do_not_add_up(tmp_path, epochs):
     run = nnc.compress_run(epochs, tmp_path / "run", key_every=10, snr=40)
     assert len(run.keys) == 1

@@ -167,6 +167,7 @@ def test_detach(path, dense):
         attach(model, path)
 
 
+@pytest.mark.slow
 def test_copies_and_pickles(tmp_path):
     def make(seed: int) -> nn.Module:  # torch refuses to pickle modules with a parametrization, coded or not
         torch.manual_seed(seed)
@@ -243,6 +244,7 @@ def test_gradients_reach_the_inputs(path, dense):
     assert torch.equal(*grads) and model.head._parameters == {"bias": None}
 
 
+@pytest.mark.slow
 def test_compile(path, dense):
     model = make(2)
     attach(model, path)

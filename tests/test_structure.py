@@ -75,6 +75,7 @@ def test_only_the_command_line_prints():
         assert not calls, path
 
 
+@pytest.mark.slow
 def test_import_is_light():
     """Under 1.5 s beyond torch, and nothing of plots, transformers or scikit-learn."""
     code = ("import time, torch; start = time.process_time(); import nnc, sys; spent = time.process_time() - start; "
