@@ -73,6 +73,10 @@ class Reader:
         return value if value <= most else self._bounded(value, field, most)
 
     def varint(self, field: str, most: int) -> int:
+        at = self._at
+        if at < len(self._data) and (value := self._data[at]) < 128:  # most are so small
+            self._at = at + 1
+            return value if value <= most else self._bounded(value, field, most)
         value = shift = 0
         while True:
             group = self.byte(field)

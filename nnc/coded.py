@@ -33,6 +33,7 @@ from .levels import LearnedLevels, find_place
 from .partition.grid import Grid
 from .partition.planes import plane_shape
 from .partition.tree import CELL_BITS
+from .pool import split_work
 from .prediction.memory import CentreCodes, MemoryCodes
 from .prediction.reference import CERTAIN, predict
 from .quantize.logarithm import rebuild_powers
@@ -42,7 +43,7 @@ from .tools import NO_TOOLS, Matrices
 from .transform.matrices import apply_matrix
 from .unit import Coding, Record
 
-JOB = 1 << 20  # weights that a thread is given at once
+JOB = 1 << 19  # weights that a thread is given at once, at least
 LARGEST = float(np.finfo(np.float32).max)
 MAX_GRID = 2.0**42  # no level of the format, doubled, is larger, whatever the stream
 NO_SUMS, NO_NUMBERS = np.empty(0, np.uint32), np.empty(0, np.int32)
@@ -153,8 +154,7 @@ class CodedTensor:
 
         groups = _lockstep_groups(band.tiles)
         top, bottom, left, right = band.tiles[0]
-        number = max(1, JOB // (4 * (bottom - top) * (right - left)))
-        jobs = [groups[first : first + number] for first in range(0, len(groups), number)]
+        jobs = split_work(groups, JOB // (4 * (bottom - top) * (right - left)), pool)
         results = [pool.submit(decode, job).result for job in jobs] if pool else [lambda: decode(groups)]
 
         def wait() -> Decoded:

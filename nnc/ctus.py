@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,18 +13,18 @@ from .coder import pack_words
 from .entropy.parametric import CLASSES
 from .kernels.groups import encode_tiles
 from .kernels.words import push_tile
+from .pool import split_work
 from .prediction.memory import CentreCodes, MemoryCodes
 from .rdo import Scales, codes_of
 
-GROUP = 1 << 18  # weights of CTUs that a thread is given at once
+GROUP = 1 << 18  # weights of CTUs that a thread is given at once, at least
 Tile = tuple[int, int, int, int]
 
 
-def group_tiles(tiles: list[Tile], several: bool) -> list[list[Tile]]:
+def group_tiles(tiles: list[Tile], pool: Executor | None) -> list[list[Tile]]:
     """CTUs that one thread sees to at once: all, or with several threads some at a time."""
     top, bottom, left, right = tiles[0]
-    number = max(1, GROUP // ((bottom - top) * (right - left))) if several else len(tiles)
-    return [tiles[first : first + number] for first in range(0, len(tiles), number)]
+    return split_work(tiles, GROUP // ((bottom - top) * (right - left)), pool) if pool else [tiles]
 
 
 @dataclass(frozen=True, eq=False)

@@ -203,7 +203,7 @@ def encode_plane(
         grid = choose_grid(*plane.shape, *((MEMORY_AREA,) if walk else ()))
     tiles = grid.tiles()
     run: Callable = pool.map if pool and grid.count > 1 else map
-    groups = group_tiles(tiles, pool is not None)
+    groups = group_tiles(tiles, pool)
     model, offset = first_model(bank), 0
     split = search.trees and deviates(walk.residual(plane) if walk else plane, scales, grid_step)
     passes = search.passes + job.fed  # the weights that feedback leaves are wider than those given

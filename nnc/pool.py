@@ -6,10 +6,12 @@ has to wake up for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from threading import Condition, Thread, local
+from typing import Any
 
+MANY = 16  # threads, where their number is not known
 _here = local()  # pool: the one whose thread this is
 
 
@@ -40,6 +42,7 @@ class Pool(Executor):
     """So many threads.  Tasks that came last go first: they are those that others wait for."""
 
     def __init__(self, threads: int) -> None:
+        self.number = threads
         self._open: dict[_Task, bool] = {}  # not begun; its operations are atomic
         self._changed = Condition()
         self._idle = 0
@@ -94,3 +97,14 @@ class Pool(Executor):
                 return bool(self._open) or not self._closed
             finally:
                 self._idle -= 1
+
+
+def split_work(parts: Sequence[Any], least: int, pool: Executor | None) -> list[Sequence[Any]]:
+    """Parts of some work in jobs for a pool, of `least` parts or more: large ones first, since a thread that does them all waits for the others after each of
+    them, then ever smaller ones, which others take from the end."""
+    threads, jobs, at = getattr(pool, "number", MANY), [], 0
+    while at < len(parts):
+        number = max(1, least, (len(parts) - at) // (threads + 1))
+        jobs.append(parts[at : at + number])
+        at += number
+    return jobs

@@ -363,5 +363,5 @@ class Record:
             if kind == "tiled":
                 return replace(record, tiles=TileCoding.read(data, shape))
             coding = Coding.read(data, shape, models, kind == "predicted", index, permutations, matrices, networks)
-            return replace(record, coding=coding)
+            return cls(name, dtype, shape, "coded", coding=coding)
         return record
