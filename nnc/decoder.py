@@ -13,7 +13,7 @@ from zlib import decompressobj, error
 import numpy as np
 import torch
 
-from .coded import CodedTensor, Decoded, as_tensor, read_side
+from .coded import CodedTensor, Decoded, as_tensor
 from .coder import chain_digests, checksum
 from .directory import Unit
 from .entropy.explicit import ModelBank
@@ -21,6 +21,7 @@ from .errors import Corruption, InvalidArgument
 from .fields import Permutations
 from .joined import decode_joined
 from .prediction.reference import digest_tensor, digest_unit
+from .side import read_side
 from .tiles.decode import decode_plane
 from .tools import Matrices
 from .unit import CODED_DTYPES, DTYPES, Record

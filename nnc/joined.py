@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .coded import CodedTensor, Decoded, with_latents
+from .coded import CodedTensor, Decoded
 from .entropy.explicit import ModelBank
 from .entropy.latents import LatentCoder, LatentModel
 from .errors import Corruption
 from .latents import Latents, read_latents, start_coder
+from .side import with_latents
 from .tools import Matrices
 from .unit import Record
 

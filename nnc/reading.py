@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 
-from .coded import CodedTensor, parts_length, read_side, with_latents
+from .coded import CodedTensor
 from .centres import split_streams
 from .coder import checksum
 from .container import Container
@@ -20,6 +20,7 @@ from .errors import Corruption
 from .joined import decode_joined, walk_joined
 from .latents import Latents, decode_latents
 from .selection import Selection
+from .side import parts_length, read_side, with_latents
 from .unit import Record
 
 

@@ -1,4 +1,4 @@
-"""Threads of one compression: some work on tensors, some on the CTUs of a tensor.
+"""Threads that each see to a tensor, and help others with the CTUs of theirs when none is left.
 
 Tensors are handed out only while those in work have no more than `budget` elements together, so that memory is bounded by the
 largest tensor, not by the number of threads.  Results come back in the order of the tensors: the output does not depend on threads.

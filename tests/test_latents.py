@@ -14,6 +14,7 @@ from reference_decoder.latents import Latents as SlowLatents
 from reference_decoder.notation import OtherVersion
 
 import nnc
+from nnc import side
 from nnc.archive import open_compressed
 from nnc.container import open_file
 from nnc.entropy import latents as entropy_latents
@@ -29,13 +30,13 @@ from nnc.entropy.latents import (
     unpack_model,
     walk_array,
 )
-from nnc.entropy.scales import OFF
+from nnc.entropy.scales import OFF, kernel_codes
 from nnc.kernels.latents import next_latent, search_latents
 from nnc.latent_choice import REACH, _choose, _price
 from nnc.latents import start_coder
 from nnc.packing import _push_all
 from nnc.partition.grid import Grid
-from nnc.quantize.steps import StepCodes
+from nnc.quantize.steps import UNITS, StepCodes, rebuild_steps
 from nnc.quantize.trellis import make_trellis
 from nnc.rdo import LOW, Scales, codes_of, level_bits
 
@@ -305,3 +306,26 @@ def test_random_streams_of_latents_end_in_an_error_or_in_arrays():
                 break
             found = coder.read(axis, None)
             assert (found[0].tolist(), found[1]) == other
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("number", [1, 7, 300, 30000])
+def test_an_axis_is_read_as_by_the_definition(number, follow):
+    draw = np.random.default_rng(number)
+    scales, codes = draw.integers(-20, 20, number).astype(np.int16), draw.integers(-64, 65, number).astype(np.int16)
+    scales[draw.random(number) < 0.2] = OFF
+    for unit in UNITS.values():
+        steps = StepCodes(codes, unit)
+        found = side._scales_and_steps(scales, steps, 17, 0.01, follow)
+        assert found[0].dtype == np.int16 and np.array_equal(found[0], kernel_codes(scales, 17 - steps.index))
+        assert np.array_equal(found[1], rebuild_steps(steps, 0.01, scales if follow else None))
+        each = [rebuild_steps(StepCodes(codes[i : i + 1], unit), 0.01, scales[i : i + 1] if follow else None)[0] for i in range(min(number, 50))]
+        assert np.array_equal(found[1][:50], each)
+
+
+def test_steps_far_apart_are_refused():
+    codes = np.array([0, 32767], np.int16)
+    with pytest.raises(nnc.Corruption, match="further apart"):
+        side._scales_and_steps(np.zeros(2, np.int16), StepCodes(codes, 64), 17, 0.01, False)
+    with pytest.raises(nnc.Corruption, match="beyond float32"):
+        side._scales_and_steps(np.zeros(2, np.int16), StepCodes(np.array([0, 400], np.int16), 64), 17, 0.01, False)

@@ -31,7 +31,6 @@ from make_network import levels_of_file
 from tables import Bound, Column, Table, finish, make_parser, note
 
 import nnc
-from nnc.coded import read_side
 from nnc.coder import pack_words
 from nnc.entropy.explicit import NETWORKS
 from nnc.entropy.fine import FINE, fine_tables, table_number
@@ -45,6 +44,7 @@ from nnc.learning.samples import Samples
 from nnc.learning.shadow import Shadow
 from nnc.learning.training import Recipe, soft_bits, train, true_bits
 from nnc.levels import LearnedLevels, number_inputs, run
+from nnc.side import read_side
 
 STEP = 0.5
 SOURCE = 384  # rows and columns of the plane of S1: 147456 levels

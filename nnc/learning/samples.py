@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..coded import CodedTensor, read_side
+from ..coded import CodedTensor
 from ..coder import pack_words, unpack_words
 from ..encoded import EncodedTensor
 from ..entropy.explicit import NETWORKS, ModelBank
@@ -20,6 +20,7 @@ from ..kernels.words import end_words, push_levels
 from ..levels import LearnedLevels, find_place, number_inputs
 from ..quantize.trellis import LABELLINGS, make_trellis
 from ..rdo import LOW, WIDTH
+from ..side import read_side
 from ..unit import join_parts
 
 MOST = 1 << 16  # levels of a sample
