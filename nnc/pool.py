@@ -66,11 +66,15 @@ class Pool(Executor):
         return self._open.pop(task, False)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As of Executor: who waits for a task that is cancelled gets CancelledError."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if cancel_futures:
-            self._open.clear()
+        while cancel_futures and self._open:
+            try:
+                self._open.popitem()[0].cancel()
+            except KeyError:
+                break
         if wait:
             for thread in self._threads:
                 thread.join()

@@ -144,5 +144,8 @@ def open_workers(threads: int) -> Iterator[Workers]:
     if threads == 1:
         yield Workers()
         return
-    with Pool(threads) as pool:
+    pool = Pool(threads)
+    try:
         yield Workers(pool, threads)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or an interrupt nothing more is begun

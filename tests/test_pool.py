@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -57,6 +58,40 @@ def test_nothing_is_taken_after_the_end():
         pass
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit(print)
+
+
+def test_what_has_not_begun_can_be_cancelled():
+    pool, begun, go_on, done = Pool(1), threading.Event(), threading.Event(), []
+
+    def part(n: int) -> None:
+        begun.set()
+        go_on.wait(20)
+        done.append(n)
+
+    task = pool.submit(lambda: list(pool.map(part, range(5))))
+    assert begun.wait(20)
+    pool.shutdown(wait=False, cancel_futures=True)
+    go_on.set()
+    with pytest.raises(CancelledError):
+        task.result(timeout=20)
+    pool.shutdown()
+    assert done == [0]
+
+
+def test_an_interrupt_ends_soon():
+    """The CTUs of a tensor that have not begun are left out."""
+    done = []
+
+    def work(item: int) -> None:
+        list(workers.pool.map(lambda n: (time.sleep(0.02), done.append(n)), range(500)))
+
+    def interrupt(item: int) -> None:
+        raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), open_workers(2) as workers:
+        workers.map(lambda item: item and work(item), [0, 1], [0, 1], interrupt)
+    assert time.monotonic() - begin < 5 and len(done) < 400
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
