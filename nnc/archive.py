@@ -230,8 +230,7 @@ class Archive:
 
     def _unit_of(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         place = self._places[name]
-        unit = StoredUnit(place.file, place.index, place.records)
-        return _finish(unit, self._start(unit, self.pool, self.decode_named))
+        return self.decode(StoredUnit(place.file, place.index, place.records), self.pool, self.decode_named)
 
     def read_stored(self, name: str) -> Stored:
         """A tensor as it is stored, an alias as what it stands for."""

@@ -23,11 +23,10 @@ SPARE = 1 << 24  # bytes that may be kept beside what is in use
 
 @dataclass(eq=False)
 class _Keeper:
-    """users: how many ask for reuse; open: whether any does; used, most: bytes in use, and as they were at most; kept: free memory, what came back first in front; back: memory that
+    """users: how many ask for reuse; used, most: bytes in use, and as they were at most; kept: free memory, what came back first in front; back: memory that
     has come back since, from any thread and at any moment (of a finalizer), which appending to a deque bears."""
 
     users: int = 0
-    open: bool = True
     used: int = 0
     most: int = 0
     kept: list[np.ndarray] = field(default_factory=list)
@@ -65,7 +64,6 @@ class _Keeper:
 
     def close(self) -> None:
         with self.lock:
-            self.open = False
             self.back.clear()
             self.kept.clear()
 
@@ -83,7 +81,7 @@ class _Lease:
         self.__array_interface__ = self.memory.__array_interface__
 
     def __del__(self) -> None:
-        if hasattr(self, "memory") and self.keeper.open:
+        if hasattr(self, "memory") and self.keeper.users:
             self.keeper.back.append(self.memory)
 
 

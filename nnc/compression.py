@@ -30,7 +30,6 @@ from .errors import Corruption, InvalidArgument
 from .plan import plan_tensors, survey_bases
 from .pretrained_config import NAME as CONFIG_NAME
 from .pretrained_config import mark_config
-from .reading import StoredUnit
 from .siblings import NO_SIBLINGS, find_siblings
 from .targets import meet_loss, meet_size, meet_snr
 from .tuning import Tuner, apply_tuning, decode_all
@@ -236,19 +235,12 @@ def _verify(
 ) -> None:
     """Decode what was written and compare every tensor with what the encoder meant to write."""
     expected = {e.record.name: e.content for e in encoded if e.record.kind != "alias"}
-    total, done = sum(e.record.nbytes for e in encoded if e.record.kind != "alias"), 0
 
     def check(name: str, tensor: torch.Tensor) -> None:
         if checksum(tensor_bytes(tensor)) != expected.get(name):
             raise Corruption(f"tensor {name!r} does not decode to what was encoded: not written; please report this")
 
-    def finished(unit: StoredUnit) -> None:
-        nonlocal done
-        done += unit.nbytes
-        if progress:
-            progress(done, total, f"verify {unit.own[-1].name}")
-
     with open_compressed(path, workers.pool, reference) as archive:
-        found = decode_units(archive, workers, check, None, AHEAD, finished)
+        found = decode_units(archive, workers, check, None, AHEAD, progress)
     if missing := expected.keys() - found.keys():
         raise Corruption(f"tensor {min(missing)!r} is missing from what was written: please report this")

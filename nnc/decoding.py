@@ -20,19 +20,25 @@ def decode_units(
     use: Callable[[str, torch.Tensor], Any],
     names: set[str] | None = None,
     room: float = inf,
-    finished: Callable[[StoredUnit], None] = lambda unit: None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """`use(name, tensor)`, in some thread, for every tensor that is not an alias; by name.
 
-    names: only units with one of these; room: bytes of tensors that foretell others which may be kept for these, else they are decoded again; finished: is
-    called with every unit in this thread.  Raises what `Archive.tensors` does."""
+    names: only units with one of these; room: bytes of tensors that foretell others which may be kept for these, else they are decoded again; progress: of a
+    verification.  Raises what `Archive.tensors` does."""
     units = archive.units(names)
-    total = sum(unit.elements for unit in units)
+    total, nbytes, done = sum(unit.elements for unit in units), sum(unit.nbytes for unit in units), 0
     kept = Kept(count_bases(unit.records for unit in units), room, archive.decode_named)
 
     def work(unit: StoredUnit) -> list[tuple[str, Any]]:
         tensors = archive.decode(unit, workers.within(unit.elements, total), kept.take)
         return [(name, use(name, tensor)) for name, tensor in kept.watch(tensors)]
+
+    def finished(unit: StoredUnit) -> None:
+        nonlocal done
+        done += unit.nbytes
+        if progress:
+            progress(done, nbytes, f"verify {unit.own[-1].name}")
 
     results: dict[str, Any] = {}
     for later in (False, True):  # those that tensors of other units foretell come after these

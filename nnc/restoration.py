@@ -22,7 +22,6 @@ from .decoding import decode_units
 from .errors import InvalidArgument
 from .pretrained_config import NAME as CONFIG_NAME
 from .pretrained_config import clear_config
-from .reading import StoredUnit
 from .workers import Workers, check_threads, open_workers
 
 
@@ -196,13 +195,5 @@ def verify(
     """Decode everything and check all lengths, checksums and digests; returns the number of tensors.  Raises Corruption; reference:
     as for `load`."""
     with reused(), _opened(path, threads, reference) as (archive, workers):
-        total, done = sum(unit.nbytes for unit in archive.units()), 0
-
-        def finished(unit: StoredUnit) -> None:
-            nonlocal done
-            done += unit.nbytes
-            if progress:
-                progress(done, total, f"verify {unit.own[-1].name}")
-
-        decode_units(archive, workers, lambda name, tensor: archive.check_parts(name), None, AHEAD, finished)
+        decode_units(archive, workers, lambda name, tensor: archive.check_parts(name), None, AHEAD, progress)
         return len(archive.records)
